@@ -1,0 +1,21 @@
+# A fresh machine needs python3.11, make and git. Every target sets up what it uses; nothing is installed outside .venv.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+LOCK   ?= requirements/cpu.lock
+# uv does not read pip's configuration: hand it pip's find-links, where a machine may keep a CPU build of torch.
+LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+export UV_FIND_LINKS := $(LINKS)
+# No CPU wheel of torch at hand: uv takes it from PyTorch's CPU index.
+TORCH  := $(if $(wildcard $(addsuffix /torch-*+cpu*,$(LINKS))),,--torch-backend cpu)
+
+.PHONY: setup demo test check bench lock clean
+
+setup: $(VENV)/.ok
+$(VENV)/.ok: $(LOCK) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.9.8"
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(TORCH) -r $(LOCK) \
+	  || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@

@@ -1,0 +1,1 @@
+"""Alembic's migrations; `store.migrate.upgrade` applies them at start."""

@@ -1,0 +1,52 @@
+"""Who answers which task: read by the proxy, pointed by serving and admin, here only."""
+
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from store import audit
+from store.columns import now
+from store.states import EngineStatus
+from store.tables import Engine, Route
+
+
+@dataclass(frozen=True)
+class Target:
+    """A task's route as the proxy needs it."""
+
+    adapter_id: str
+    holdback: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything the proxy must know to choose, read in one go."""
+
+    targets: dict[str, Target]  #: by task id; a task not in it belongs to the teacher
+    engines: tuple[str, ...]  #: base URLs of vLLM servers that are ready
+    loaded: frozenset[str]  #: adapters that every ready engine has
+
+
+def read(session: Session) -> Table:
+    """The current table. Two small queries."""
+    routes = session.exec(select(Route).where(col(Route.adapter_id).is_not(None))).all()
+    engines = session.exec(select(Engine).where(col(Engine.status) == EngineStatus.READY)).all()
+    have = [frozenset(engine.loaded) for engine in engines]
+    return Table(
+        targets={r.task_id: Target(r.adapter_id, r.holdback) for r in routes if r.adapter_id is not None},
+        engines=tuple(engine.url for engine in engines if engine.url),
+        loaded=frozenset.intersection(*have) if have else frozenset(),
+    )
+
+
+def point(session: Session, task_id: str, adapter_id: str | None, *, holdback: float = 0.02, by: str, why: str) -> Route:
+    """Point a task at an adapter, or (None) back at the teacher. The proxies follow within a second."""
+    route = session.get(Route, task_id, with_for_update=True)
+    before = route.adapter_id if route else None
+    if route is None:
+        route = Route(task_id=task_id, version=0)
+    route.adapter_id, route.holdback = adapter_id, holdback
+    route.version, route.updated_at, route.updated_by = route.version + 1, now(), by
+    session.add(route)
+    audit.record(session, by, "route", task_id, {"from": before, "to": adapter_id, "version": route.version, "why": why})
+    return route

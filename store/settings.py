@@ -1,0 +1,35 @@
+"""Where things are kept: the settings every room shares."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreSettings(BaseSettings):
+    """Read from STILLROOM_* environment variables; each room's settings extend these."""
+
+    model_config = SettingsConfigDict(env_prefix="STILLROOM_", extra="ignore")
+
+    home: Path = Field(Path.home() / ".stillroom", description="Folder for the embedded database, artifacts, spool and logs.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL, such as postgresql://user:password@host/name. Default: SQLite in the home folder."
+    )
+
+    @property
+    def url(self) -> str:
+        """The database's SQLAlchemy URL; bare postgresql:// URLs are given the psycopg driver."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home.expanduser().resolve()}/stillroom.db"
+        scheme, _, rest = self.database_url.partition("://")
+        return f"postgresql+psycopg://{rest}" if scheme in {"postgres", "postgresql"} else self.database_url
+
+    @property
+    def artifacts(self) -> Path:
+        """Datasets, runs and adapters: `artifacts/{task_id}/...`."""
+        return self.home.expanduser().resolve() / "artifacts"
+
+    @property
+    def logs(self) -> Path:
+        """Log files of the processes that stillroom supervises."""
+        return self.home.expanduser().resolve() / "logs"

@@ -1,0 +1,95 @@
+"""What a row can be, and what that means: a status enum a table, a sentence a state."""
+
+from enum import StrEnum
+from typing import Self
+
+
+class State(StrEnum):
+    """A string with a sentence; the API, the console and the command line show the sentence."""
+
+    sentence: str
+
+    def __new__(cls, value: str, sentence: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        return member
+
+
+class TaskStatus(State):
+    ACTIVE = "active", "Captured, trained on and served."
+    PAUSED = "paused", "Captured and served as before; no new training starts."
+    IGNORED = "ignored", "Answered by the teacher; never extracted, trained on or routed."
+
+
+class Server(State):
+    TEACHER = "teacher", "The upstream model answered."
+    STUDENT = "student", "The base model with the task's adapter answered."
+
+
+class CaptureStatus(State):
+    COMPLETE = "complete", "The whole answer reached the client."
+    INCOMPLETE = "incomplete", "The stream broke, the client left or the proxy was killed; never trained on."
+    FAILED = "failed", "The answer was an error, or there was none."
+
+
+class ReviewKind(State):
+    APPROVE = "approve", "A person found the answer right."
+    REJECT = "reject", "A person found the answer wrong; it is not trained on."
+    CORRECT = "correct", "A person wrote a better answer; it counts as the teacher's."
+    TAG = "tag", "A person put labels on the capture; the answer's worth is unchanged."
+
+
+class PairStatus(State):
+    READY = "ready", "Fit to learn from."
+    EXCLUDED = "excluded", "Not fit to learn from; the reason is on the row."
+
+
+class Split(State):
+    TRAIN = "train", "Learned from."
+    HOLDOUT = "holdout", "Never trained on; the gate judges on it."
+
+
+class DatasetStatus(State):
+    FROZEN = "frozen", "Written, hashed, never changed again."
+    ERASED = "erased", "Its file was removed because a pair in it had to be forgotten."
+
+
+class RunStatus(State):
+    QUEUED = "queued", "Waiting to be trained."
+    RUNNING = "running", "Being trained; a run whose lease lapsed is taken up again at its last checkpoint."
+    SUCCEEDED = "succeeded", "Its adapter is written."
+    FAILED = "failed", "Ended without an adapter; the reason is on the row."
+
+
+class AdapterStatus(State):
+    CANDIDATE = "candidate", "Trained; to be loaded, evaluated and judged."
+    ACCEPTED = "accepted", "Passed the gate."
+    REFUSED = "refused", "Did not pass the gate, or could not be loaded."
+
+
+class EvaluationStatus(State):
+    RUNNING = "running", "The student is being asked; items answered so far are kept."
+    DONE = "done", "Every item has its answer."
+    FAILED = "failed", "Could not be finished; the reason is on the row."
+
+
+class Outcome(State):
+    PASSED = "passed", "The student is not worse than the teacher is to itself, by the gate's rule."
+    FAILED = "failed", "The student is worse than the gate allows."
+    INSUFFICIENT = "insufficient", "Too few holdout rows to tell; counts as not passed."
+
+
+class RolloutStage(State):
+    STAGED = "staged", "Checked and loaded into vLLM under its own name; answers only the evaluation."
+    LIVE = "live", "The route points at it."
+    RETIRED = "retired", "Replaced by a newer adapter, or its verdict was no; unloaded."
+    ROLLED_BACK = "rolled_back", "Taken back by a person or a monitor; unloaded."
+    REFUSED = "refused", "Failed its checks or vLLM would not load it; the reason is on the row."
+
+
+class EngineStatus(State):
+    STARTING = "starting", "Preparing the base model or waiting for vLLM to answer."
+    READY = "ready", "Answers; adapters can be loaded."
+    DOWN = "down", "Does not answer; being restarted. The teacher answers meanwhile."
+    FAILED = "failed", "Cannot start; the reason and what to do are on the row."

@@ -1,0 +1,311 @@
+"""The tables, in the order data flows:
+
+    capture (+ reviews) -> pair -> dataset -> run -> adapter -> evaluation -> verdict -> rollout -> route
+
+One room writes a table: proxy captures and the tasks it first sees; distill pairs to verdicts; serving engines and rollouts; admin
+reviews, tokens and tasks' policies. Routes have two writers, serving and admin, both through `store.routes`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+from store import ids
+from store.columns import BigId, Json, StateText, UtcDateTime, now
+from store.states import (
+    AdapterStatus,
+    CaptureStatus,
+    DatasetStatus,
+    EngineStatus,
+    EvaluationStatus,
+    Outcome,
+    PairStatus,
+    ReviewKind,
+    RolloutStage,
+    RunStatus,
+    Server,
+    Split,
+    TaskStatus,
+)
+
+Message = dict[str, Any]  #: one OpenAI chat message
+
+
+def _created() -> Any:
+    return Field(default_factory=now, sa_type=UtcDateTime, index=True)
+
+
+class Task(SQLModel, table=True):
+    """The requests one student learns. Key: `store.tasks`."""
+
+    __tablename__ = "tasks"
+    id: str = Field(primary_key=True, max_length=40)
+    name: str = Field(unique=True, max_length=200)
+    status: TaskStatus = Field(default=TaskStatus.ACTIVE, sa_type=StateText(TaskStatus))
+    teacher_model: str = Field(default="", max_length=200)
+    system: str = Field(default="", sa_type=sa.Text)
+    policy: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  #: what differs from `store.policy.Policy`
+    created_at: datetime = _created()
+
+
+class Capture(SQLModel, table=True):
+    """One logged exchange. Bodies are the bytes on the wire; credentials are never among the columns."""
+
+    __tablename__ = "captures"
+    __table_args__ = (sa.Index("captures_by_task", "task_id", "id"),)
+    id: str = Field(primary_key=True, max_length=40)
+    created_at: datetime = _created()
+    task_id: str = Field(max_length=40)
+    endpoint: str = Field(max_length=100)
+    status: CaptureStatus = Field(sa_type=StateText(CaptureStatus), index=True)
+    served_by: Server = Field(sa_type=StateText(Server))
+    adapter_id: str | None = Field(default=None, max_length=200)
+    fallback: str | None = Field(default=None, max_length=200)  #: why the student did not answer a routed request
+    model: str = Field(default="", max_length=200)  #: as the client asked
+    stream: bool = False
+    http_status: int | None = None
+    request: bytes = Field(sa_type=sa.LargeBinary)
+    response: bytes = Field(default=b"", sa_type=sa.LargeBinary)  #: JSON or the raw SSE text, content-encoding undone
+    prompt_text: str = Field(default="", sa_type=sa.Text)  #: the last user message, for people and search
+    answer_text: str = Field(default="", sa_type=sa.Text)  #: the answer's content or tool calls, likewise
+    finish_reason: str | None = Field(default=None, max_length=40)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_byte_ms: float | None = None
+    duration_ms: float | None = None
+    retry_count: int = 0
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    meta: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  #: the request body's `metadata`
+
+
+class Review(SQLModel, table=True):
+    """What a person said of a capture. Rows are history: the latest that is no tag counts."""
+
+    __tablename__ = "reviews"
+    id: str = Field(default_factory=lambda: ids.new("rev"), primary_key=True, max_length=40)
+    capture_id: str = Field(foreign_key="captures.id", index=True, max_length=40)
+    kind: ReviewKind = Field(sa_type=StateText(ReviewKind))
+    correction: Message | None = Field(default=None, sa_type=Json)  #: the assistant message that should have been
+    tags: list[str] = Field(default_factory=list, sa_type=Json)
+    note: str = Field(default="", sa_type=sa.Text)
+    reviewer: str = Field(default="", max_length=100)
+    created_at: datetime = _created()
+
+
+class Pair(SQLModel, table=True):
+    """A capture judged fit (or not) to learn from; made once, its split never changes."""
+
+    __tablename__ = "pairs"
+    __table_args__ = (sa.Index("pairs_by_content", "task_id", "content_hash"),)
+    id: str = Field(default_factory=lambda: ids.new("pair"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    capture_id: str = Field(foreign_key="captures.id", unique=True, max_length=40)
+    status: PairStatus = Field(sa_type=StateText(PairStatus))
+    reason: str = Field(default="", max_length=200)  #: why it was excluded
+    split: Split | None = Field(default=None, sa_type=StateText(Split))
+    content_hash: str = Field(default="", max_length=64)  #: of messages, tools and completion
+    conversation: str = Field(default="", max_length=64)  #: pairs with the same one share a split
+    messages: list[Message] = Field(default_factory=list, sa_type=Json)
+    tools: list[dict[str, Any]] | None = Field(default=None, sa_type=Json)
+    response_format: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    completion: Message = Field(default_factory=dict, sa_type=Json)
+    created_at: datetime = _created()
+
+
+class Dataset(SQLModel, table=True):
+    """A frozen JSONL file of pairs, known by the hash of its content."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (sa.UniqueConstraint("task_id", "content_hash"),)
+    id: str = Field(default_factory=lambda: ids.new("ds"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    status: DatasetStatus = Field(default=DatasetStatus.FROZEN, sa_type=StateText(DatasetStatus))
+    content_hash: str = Field(max_length=64)
+    path: str = Field(max_length=1000)  #: below STILLROOM_HOME
+    train_rows: int
+    holdout_rows: int
+    created_at: datetime = _created()
+
+
+class DatasetPair(SQLModel, table=True):
+    """Which pairs a dataset holds: the lineage from an adapter back to captures."""
+
+    __tablename__ = "dataset_pairs"
+    dataset_id: str = Field(foreign_key="datasets.id", primary_key=True, max_length=40)
+    pair_id: str = Field(foreign_key="pairs.id", primary_key=True, index=True, max_length=40)
+
+
+class Run(SQLModel, table=True):
+    """One training of one dataset by one recipe."""
+
+    __tablename__ = "runs"
+    __table_args__ = (sa.UniqueConstraint("dataset_id", "base_model", "recipe_hash"),)
+    id: str = Field(default_factory=lambda: ids.new("run"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    dataset_id: str = Field(foreign_key="datasets.id", max_length=40)
+    base_model: str = Field(max_length=500)
+    status: RunStatus = Field(default=RunStatus.QUEUED, sa_type=StateText(RunStatus), index=True)
+    recipe: dict[str, Any] = Field(sa_type=Json)
+    recipe_hash: str = Field(max_length=64)
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    rows_per_second: float | None = None
+    train_seconds: float | None = None
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    created_at: datetime = _created()
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class RunStep(SQLModel, table=True):
+    """A point of a run's loss curve."""
+
+    __tablename__ = "run_steps"
+    run_id: str = Field(foreign_key="runs.id", primary_key=True, max_length=40)
+    step: int = Field(primary_key=True)
+    loss: float
+    learning_rate: float
+    rows_per_second: float
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class Adapter(SQLModel, table=True):
+    """An immutable LoRA folder. Its id is the name vLLM knows it by: fresh, never used again."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (sa.UniqueConstraint("task_id", "version"),)
+    id: str = Field(primary_key=True, max_length=200)  #: `{task_id}@v{version}`
+    task_id: str = Field(index=True, max_length=40)
+    version: int
+    run_id: str = Field(foreign_key="runs.id", unique=True, max_length=40)
+    base_model: str = Field(max_length=500)
+    path: str = Field(max_length=1000)  #: below STILLROOM_HOME
+    sha256: str = Field(max_length=64)  #: of adapter_model.safetensors
+    status: AdapterStatus = Field(default=AdapterStatus.CANDIDATE, sa_type=StateText(AdapterStatus), index=True)
+    created_at: datetime = _created()
+
+
+class Evaluation(SQLModel, table=True):
+    """The candidate asked every holdout prompt through vLLM."""
+
+    __tablename__ = "evaluations"
+    id: str = Field(default_factory=lambda: ids.new("eval"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    adapter_id: str = Field(foreign_key="adapters.id", unique=True, max_length=200)
+    dataset_id: str = Field(foreign_key="datasets.id", max_length=40)
+    status: EvaluationStatus = Field(default=EvaluationStatus.RUNNING, sa_type=StateText(EvaluationStatus))
+    kind: str = Field(default="", max_length=20)  #: label, json, tools or text: `distill.agreement`
+    answered: int = 0
+    total: int = 0
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    created_at: datetime = _created()
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class EvaluationItem(SQLModel, table=True):
+    """One holdout prompt: t0 is the teacher's logged answer, t1 and t2 the teacher asked again, s the student's."""
+
+    __tablename__ = "evaluation_items"
+    evaluation_id: str = Field(foreign_key="evaluations.id", primary_key=True, max_length=40)
+    pair_id: str = Field(foreign_key="pairs.id", primary_key=True, max_length=40)
+    t0: Message = Field(sa_type=Json)
+    t1: Message | None = Field(default=None, sa_type=Json)
+    t2: Message | None = Field(default=None, sa_type=Json)
+    s: Message | None = Field(default=None, sa_type=Json)  #: None: the student gave no answer, see `error`
+    agrees: bool  #: B = agree(s, t0)
+    teacher_agrees: bool | None = None  #: A = agree(t1, t0); None when the teacher was not asked again
+    stable: bool = True  #: t0 = t1 = t2
+    hard_error: bool  #: s agrees with none of t0, t1, t2
+    latency_ms: float | None = None
+    error: str | None = Field(default=None, sa_type=sa.Text)
+
+
+class Verdict(SQLModel, table=True):
+    """The gate's decision, with every number that made it."""
+
+    __tablename__ = "verdicts"
+    id: str = Field(default_factory=lambda: ids.new("ver"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    adapter_id: str = Field(foreign_key="adapters.id", unique=True, max_length=200)
+    evaluation_id: str = Field(foreign_key="evaluations.id", max_length=40)
+    outcome: Outcome = Field(sa_type=StateText(Outcome))
+    reason: str = Field(sa_type=sa.Text)  #: in words, for a person
+    numbers: dict[str, Any] = Field(sa_type=Json)  #: `distill.gate`'s inputs and results
+    created_at: datetime = _created()
+
+
+class Engine(SQLModel, table=True):
+    """A vLLM server that serving supervises, or that STILLROOM_STUDENT_URL names."""
+
+    __tablename__ = "engines"
+    id: str = Field(primary_key=True, max_length=40)
+    url: str | None = Field(default=None, max_length=500)  #: without /v1
+    status: EngineStatus = Field(sa_type=StateText(EngineStatus))
+    base_model: str = Field(default="", max_length=500)  #: as configured
+    base_path: str | None = Field(default=None, max_length=1000)  #: the prepared folder
+    served_name: str = Field(default="", max_length=500)  #: the base model's name in vLLM
+    pid: int | None = None
+    restarts: int = 0
+    detail: str = Field(default="", sa_type=sa.Text)
+    loaded: list[str] = Field(default_factory=list, sa_type=Json)  #: adapters it said it has
+    heartbeat_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class Rollout(SQLModel, table=True):
+    """An adapter's way into traffic and out of it."""
+
+    __tablename__ = "rollouts"
+    id: str = Field(default_factory=lambda: ids.new("roll"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    adapter_id: str = Field(foreign_key="adapters.id", unique=True, max_length=200)
+    stage: RolloutStage = Field(default=RolloutStage.STAGED, sa_type=StateText(RolloutStage), index=True)
+    detail: str = Field(default="", sa_type=sa.Text)
+    created_at: datetime = _created()
+    live_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Route(SQLModel, table=True):
+    """Who answers a task now. No row, or no adapter: the teacher. Written only through `store.routes`."""
+
+    __tablename__ = "routes"
+    task_id: str = Field(primary_key=True, max_length=40)
+    adapter_id: str | None = Field(default=None, max_length=200)
+    holdback: float = 0.02  #: share of requests that the teacher keeps
+    version: int = 1
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    updated_by: str = Field(default="", max_length=100)
+
+
+class Lease(SQLModel, table=True):
+    """Single flight across processes and machines. Taken only through `store.leases`."""
+
+    __tablename__ = "leases"
+    name: str = Field(primary_key=True, max_length=200)
+    holder: str = Field(max_length=200)
+    fence: int = 1  #: grows with every new holder
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class AuditEvent(SQLModel, table=True):
+    """Who did what, when. Appended only, through `store.audit`."""
+
+    __tablename__ = "audit_events"
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigId)
+    created_at: datetime = _created()
+    actor: str = Field(max_length=100)
+    action: str = Field(max_length=100)
+    subject: str = Field(default="", max_length=200)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
+
+
+class AdminToken(SQLModel, table=True):
+    """A bearer token of the admin API; only its SHA-256 is kept."""
+
+    __tablename__ = "admin_tokens"
+    sha256: str = Field(primary_key=True, max_length=64)
+    label: str = Field(max_length=100)
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)

@@ -1,0 +1,99 @@
+"""Task identity: which student a request belongs to.
+
+A task's key is the hash of what stays fixed while requests vary: teacher model, system messages, tools, response format.
+An explicit name (the header `x-stillroom-task`, or `metadata.task` in the body) wins.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlmodel import Session, select
+
+from store.tables import Task
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A task as one request shows it; the row is made when the request's capture is stored."""
+
+    id: str  #: `task_` + 16 hexadecimal digits
+    name: str
+    teacher_model: str
+    system: str
+
+
+class BadTaskName(ValueError):
+    """A task name is 1 to 100 letters, digits, spaces and . _ / - and begins with a letter or a digit."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]!r} is no task name: {BadTaskName.__doc__}"
+
+
+def identify(request: Mapping[str, Any], name: str | None = None) -> Identity:
+    """The task of a chat completion request. Raises BadTaskName for an explicit name that is none.
+
+    Never raises for a strange body: what is not there or has another type counts as absent.
+    """
+    metadata = request.get("metadata")
+    if not name and isinstance(metadata, dict) and isinstance(metadata.get("task"), str):
+        name = metadata["task"]
+    if name and not NAME.fullmatch(name):
+        raise BadTaskName(name)
+    model = request.get("model") if isinstance(request.get("model"), str) else ""
+    system = system_text(request)
+    if name:
+        digest = _digest(["name", name])
+    else:
+        digest = _digest(["key", model, system, request.get("tools"), request.get("response_format")])
+    return Identity(id=f"task_{digest}", name=name or _invent_name(system, digest), teacher_model=model or "", system=system)
+
+
+def system_text(request: Mapping[str, Any]) -> str:
+    """All system and developer messages' text, one after the other; "" if there is none."""
+    messages = request.get("messages")
+    if not isinstance(messages, list):
+        return ""
+    fixed = [m for m in messages if isinstance(m, dict) and m.get("role") in {"system", "developer"}]
+    return "\n\n".join(text_of(m.get("content")) for m in fixed)
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, be it a string, a list of parts or nothing."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+    return "\n".join(p for p in parts if isinstance(p, str))
+
+
+def ensure(session: Session, identity: Identity) -> Task:
+    """The task's row, made now if this is its first request. A name that is taken gets the id's digits behind it."""
+    task = session.get(Task, identity.id)
+    if task is None:
+        taken = session.exec(select(Task.id).where(Task.name == identity.name)).first()
+        name = f"{identity.name} {identity.id[-6:]}" if taken else identity.name
+        task = Task(id=identity.id, name=name, teacher_model=identity.teacher_model[:200], system=identity.system)
+        session.add(task)
+        session.flush()
+    return task
+
+
+def find(session: Session, name_or_id: str) -> Task | None:
+    """A task by id or by name."""
+    return session.get(Task, name_or_id) or session.exec(select(Task).where(Task.name == name_or_id)).first()
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _invent_name(system: str, digest: str) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", system)[:6]
+    return "-".join([*(w.lower() for w in words), digest[:6]])[:100] if words else f"no-system-{digest[:6]}"
