@@ -4,14 +4,21 @@ A lease is a row, not a session lock: it outlives connections, passes transactio
 holder that was paused too long that it has been replaced.
 """
 
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import Session
 
 from store.columns import now
+from store.session import Database
 from store.tables import Lease
+
+log = logging.getLogger("stillroom.store")
 
 
 class LeaseLost(Exception):
@@ -56,3 +63,45 @@ def release(session: Session, held: Held) -> None:
     if lease is not None and lease.fence == held.fence:
         lease.expires_at = now()
         session.add(lease)
+
+
+@contextmanager
+def hold(db: Database, name: str, holder: str, seconds: float) -> Iterator[Callable[[], None] | None]:
+    """Hold a lease for as long as the block runs, renewed by a thread; None if somebody else has it.
+
+    Yields a function to call before each write: it raises LeaseLost once the lease has been taken over, or has not been
+    renewed in time (the database was away), so that two holders never both go on.
+    """
+    with db.begin() as session:
+        held = acquire(session, name, holder, seconds)
+    if held is None:
+        yield None
+        return
+    stop, lost = threading.Event(), threading.Event()
+    renewed = [now()]
+
+    def keep() -> None:
+        while not stop.wait(seconds / 4):
+            try:
+                with db.begin() as session:
+                    renew(session, held, seconds)
+                renewed[0] = now()
+            except LeaseLost:
+                lost.set()
+                return
+            except DBAPIError as error:
+                log.warning("lease %s could not be renewed: %s", name, error)
+
+    def check() -> None:
+        if lost.is_set() or now() - renewed[0] > timedelta(seconds=seconds):
+            raise LeaseLost(f"lease {name} was lost")
+
+    keeper = threading.Thread(target=keep, name=f"lease {name}", daemon=True)
+    keeper.start()
+    try:
+        yield check
+    finally:
+        stop.set()
+        keeper.join()
+        with db.begin() as session:
+            release(session, held)

@@ -20,16 +20,21 @@ class StoreSettings(BaseSettings):
     def url(self) -> str:
         """The database's SQLAlchemy URL; bare postgresql:// URLs are given the psycopg driver."""
         if self.database_url is None:
-            return f"sqlite:///{self.home.expanduser().resolve()}/stillroom.db"
+            return f"sqlite:///{self.home_path}/stillroom.db"
         scheme, _, rest = self.database_url.partition("://")
         return f"postgresql+psycopg://{rest}" if scheme in {"postgres", "postgresql"} else self.database_url
 
     @property
+    def home_path(self) -> Path:
+        """The home folder, absolute; paths in rows are below it."""
+        return self.home.expanduser().resolve()
+
+    @property
     def artifacts(self) -> Path:
         """Datasets, runs and adapters: `artifacts/{task_id}/...`."""
-        return self.home.expanduser().resolve() / "artifacts"
+        return self.home_path / "artifacts"
 
     @property
     def logs(self) -> Path:
         """Log files of the processes that stillroom supervises."""
-        return self.home.expanduser().resolve() / "logs"
+        return self.home_path / "logs"

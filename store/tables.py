@@ -47,6 +47,8 @@ class Task(SQLModel, table=True):
     teacher_model: str = Field(default="", max_length=200)
     system: str = Field(default="", sa_type=sa.Text)
     policy: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  #: what differs from `store.policy.Policy`
+    #: a person wants a training now; set by admin, cleared by distill when it has turned
+    train_asked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = _created()
 
 
@@ -154,6 +156,7 @@ class Run(SQLModel, table=True):
     loss: float | None = None
     rows_per_second: float | None = None
     train_seconds: float | None = None
+    attempts: int = 0  #: times its trainer was started
     error: str | None = Field(default=None, sa_type=sa.Text)
     created_at: datetime = _created()
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -1,0 +1,164 @@
+"""One turn of the wheel, read top to bottom:
+
+    captures -> pairs -> dataset -> run -> adapter -> (serving loads it) -> evaluation -> verdict
+
+Each hop is keyed by its input and gives back what is already there, so a crash anywhere is repaired by turning again.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from distill import datasets, evaluate, gate, pairs, recipe, runs
+from distill.agreement import Kind
+from distill.gate import Decision
+from distill.settings import DistillSettings
+from serving.vllm import StudentError
+from store import audit, policy
+from store.columns import now
+from store.session import Database
+from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, TaskStatus
+from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Task, Verdict
+
+log = logging.getLogger("stillroom.distill")
+
+
+class NotReady(Exception):
+    """Something the turn needs is not there yet; it goes on from where it stopped when it is."""
+
+
+def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[[], None] = lambda: None) -> Verdict | None:
+    """Turn the wheel once for a task. Returns the verdict; None if serving refused the adapter.
+
+    `check` is called between steps and raises if this process must stop. Raises NotTrainable, NotReady, RunFailed,
+    TrainerKilled.
+    """
+    gather(db, task_id)
+    engine = _engine(db, settings)
+
+    with db.begin() as session:
+        task = session.get_one(Task, task_id)
+        run = runs.unfinished(session, task_id)
+        if run is None:
+            dataset = datasets.freeze(session, task_id, policy.of(task), settings)
+            run = runs.open_run(session, dataset, engine.base_model, recipe.load(settings.recipe))
+        else:
+            dataset = session.get_one(Dataset, run.dataset_id)
+        session.flush()
+    check()
+
+    log.info("%s: training on %d rows, %d held out", task.name, dataset.train_rows, dataset.holdout_rows)
+    assert engine.base_path is not None
+    try:
+        adapter = runs.train(db, run.id, Path(engine.base_path), settings, check)
+    except runs.RunFailed as failure:
+        runs.fail(db, run.id, str(failure))
+        raise
+
+    if not _wait_until_staged(db, adapter, settings, check):
+        _settle(db, adapter.id, AdapterStatus.REFUSED)
+        return None
+
+    with db.begin() as session:
+        evaluation = evaluate.open_evaluation(session, adapter, dataset)
+        session.flush()
+    if evaluation.status != EvaluationStatus.DONE:
+        log.info("%s: asking %s the %d held-out prompts", task.name, adapter.id, dataset.holdout_rows)
+        try:
+            evaluate.run(db, evaluation, dataset, _url(_engine(db, settings)), settings, check)
+        except StudentError as error:
+            raise NotReady(f"vLLM stopped answering during the evaluation: {error}") from error
+
+    verdict = judge(db, evaluation.id)
+    log.info("%s: %s. %s", task.name, verdict.outcome, verdict.reason)
+    return verdict
+
+
+def gather(db: Database, task_id: str) -> int:
+    """Make pairs of all captures that have none, some hundred a transaction. Returns how many captures were looked at."""
+    looked_at = 0
+    while True:
+        with db.begin() as session:
+            task = session.get(Task, task_id)
+            if task is None or task.status == TaskStatus.IGNORED:
+                return looked_at
+            found = pairs.extract(session, task_id, policy.of(task))
+        looked_at += found
+        if found == 0:
+            return looked_at
+
+
+def judge(db: Database, evaluation_id: str) -> Verdict:
+    """The gate's verdict on a finished evaluation; the existing one if it has been judged."""
+    with db.begin() as session:
+        evaluation = session.get_one(Evaluation, evaluation_id)
+        known = session.exec(select(Verdict).where(Verdict.adapter_id == evaluation.adapter_id)).first()
+        if known is not None:
+            return known
+        task = session.get_one(Task, evaluation.task_id)
+        decision = gate.decide(evaluate.count(session, evaluation), policy.of(task))
+        if evaluation.kind == Kind.TEXT:
+            decision = Decision(
+                Outcome.INSUFFICIENT,
+                "The answers are free text, which takes a judge to compare and this version has none. "
+                f"A person can read the items and promote. Word for word: {decision.reason}",
+                decision.numbers,
+            )
+        verdict = Verdict(
+            task_id=task.id,
+            adapter_id=evaluation.adapter_id,
+            evaluation_id=evaluation.id,
+            outcome=decision.outcome,
+            reason=decision.reason,
+            numbers={**decision.numbers, "kind": evaluation.kind},
+        )
+        session.add(verdict)
+        passed = decision.outcome == Outcome.PASSED
+        adapter = session.get_one(Adapter, evaluation.adapter_id)
+        adapter.status = AdapterStatus.ACCEPTED if passed else AdapterStatus.REFUSED
+        audit.record(session, "distill", "verdict", adapter.id, {"outcome": decision.outcome, **verdict.numbers})
+    return verdict
+
+
+def _engine(db: Database, settings: DistillSettings) -> Engine:
+    """The engine's row, once its base model is prepared. Raises NotReady with what to do."""
+    with db.read() as session:
+        engine = session.exec(select(Engine).order_by(col(Engine.heartbeat_at).desc())).first()
+    if engine is None:
+        raise NotReady("no vLLM is known: start it with `stillroom serving`, or everything with `stillroom up`")
+    if engine.status == EngineStatus.FAILED:
+        raise NotReady(f"vLLM cannot start: {engine.detail}")
+    if not engine.base_path:
+        raise NotReady("the base model is still being prepared")
+    return engine
+
+
+def _url(engine: Engine) -> str:
+    if not engine.url or engine.status != EngineStatus.READY:
+        raise NotReady(f"vLLM is {engine.status}: {engine.detail or engine.status.sentence}")
+    return engine.url
+
+
+def _wait_until_staged(db: Database, adapter: Adapter, settings: DistillSettings, check: Callable[[], None]) -> bool:
+    """Wait for serving to load the candidate: True when it is there, False when it was refused."""
+    give_up = time.monotonic() + settings.stage_timeout
+    while time.monotonic() < give_up:
+        with db.read() as session:
+            stage = session.exec(select(Rollout.stage).where(Rollout.adapter_id == adapter.id)).first()
+            verdict = session.exec(select(Verdict.id).where(Verdict.adapter_id == adapter.id)).first()
+        if stage == RolloutStage.REFUSED:
+            return False
+        if stage is not None or verdict is not None:
+            return True
+        check()
+        time.sleep(0.5)
+    raise NotReady(f"serving has not loaded {adapter.id} within {settings.stage_timeout:.0f} s: is `stillroom serving` running?")
+
+
+def _settle(db: Database, adapter_id: str, status: AdapterStatus) -> None:
+    with db.begin() as session:
+        session.get_one(Adapter, adapter_id).status = status
+        audit.record(session, "distill", "adapter", adapter_id, {"status": status})

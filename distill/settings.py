@@ -1,0 +1,23 @@
+"""How the wheel is turned on this machine: wiring of the distill room."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from store.settings import StoreSettings
+
+
+class DistillSettings(StoreSettings):
+    """Read from STILLROOM_* environment variables."""
+
+    recipe: Path | None = Field(None, description="Recipe TOML of the trainings. Default: the one that comes with stillroom.")
+    teacher_url: str = Field("https://api.openai.com/v1", description="Base URL of the teacher's API.")
+    teacher_key: SecretStr | None = Field(None, description="The operator's key: with it the gate can ask the teacher again.")
+    reask: bool = Field(
+        True, description="Ask the teacher twice again on the gate's rows when there is a key: its own noise floor."
+    )
+    reask_budget: int = Field(2000, ge=0, description="At most this many repeated questions to the teacher an evaluation.")
+    tick_seconds: float = Field(10.0, gt=0, description="How often each task is looked at.")
+    lease_seconds: float = Field(30.0, gt=1, description="A turn whose process died is taken up by another after this long.")
+    eval_concurrency: int = Field(16, ge=1, description="Questions to the student at once during an evaluation.")
+    stage_timeout: float = Field(900.0, gt=0, description="Seconds to wait for serving to load a candidate.")
