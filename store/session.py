@@ -38,8 +38,7 @@ class Database:
         """A transaction that only reads; on SQLite it never waits for a writer. Always rolled back."""
         connection = self.engine.connect().execution_options(stillroom_read=True)
         with connection, Session(connection, expire_on_commit=False) as session:
-            yield session
-            session.rollback()
+            yield session  # closing rolls back, and leaves what was read readable
 
     def close(self) -> None:
         self.engine.dispose()
