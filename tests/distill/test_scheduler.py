@@ -1,0 +1,131 @@
+"""When a task's wheel turns, decided from rows alone."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from sqlmodel import select
+
+from distill import datasets, pairs, runs, scheduler
+from distill.recipe import Recipe
+from distill.settings import DistillSettings
+from store import policy
+from store.columns import now
+from store.session import Database
+from store.states import AdapterStatus, RunStatus, TaskStatus
+from store.tables import Adapter, Run, Task
+from tests.distill.conftest import exchange
+
+
+@pytest.fixture
+def fill(db: Database, put: Callable[..., str]) -> Callable[[int, int], str]:
+    """Store exchanges first..last of one task and make their pairs."""
+
+    def fill(first: int, last: int) -> str:
+        task = put(*(exchange(str(n), "even" if n % 2 == 0 else "odd") for n in range(first, last)))
+        with db.begin() as session:
+            while pairs.extract(session, task, policy.Policy()):
+                pass
+        return task
+
+    return fill
+
+
+def look(db: Database, task: str, *, hours: float = 0) -> scheduler.Due:
+    with db.read() as session:
+        return scheduler.due(session, session.get_one(Task, task), now() + timedelta(hours=hours))
+
+
+def change(db: Database, task: str, **values: object) -> None:
+    with db.begin() as session:
+        for key, value in values.items():
+            setattr(session.get_one(Task, task), key, value)
+
+
+def trained(db: Database, task: str, settings: DistillSettings, status: AdapterStatus = AdapterStatus.REFUSED) -> None:
+    """A turn that came to its end."""
+    with db.begin() as session:
+        dataset = datasets.freeze(session, task, policy.Policy(), settings)
+        run = runs.open_run(session, dataset, "tiny", Recipe())
+        run.status = RunStatus.SUCCEEDED
+        session.flush()
+        session.add(
+            Adapter(id=f"{task}@v1", task_id=task, version=1, run_id=run.id, base_model="tiny", path="x", sha256="0", status=status)
+        )
+
+
+@pytest.fixture
+def settings(db: Database) -> DistillSettings:
+    return DistillSettings(home=db.engine.url.database.rpartition("/")[0])  # type: ignore[union-attr]
+
+
+def test_the_first_turn_waits_for_300_pairs(db: Database, fill: Callable[[int, int], str]) -> None:
+    task = fill(0, 299)
+    assert look(db, task) == scheduler.Due(False, "1 more pairs until the first training")
+    fill(299, 300)
+    assert look(db, task).now
+
+
+def test_the_next_turn_waits_for_a_quarter_more_and_for_a_day(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 300)
+    trained(db, task, settings)
+    waiting = look(db, task, hours=25)
+    assert not waiting.now
+    assert "more training pairs" in waiting.why
+    fill(300, 400)
+    assert "not before" in look(db, task).why
+    assert look(db, task, hours=25).now
+
+
+def test_a_timetable_replaces_growth(db: Database, fill: Callable[[int, int], str], settings: DistillSettings) -> None:
+    task = fill(0, 300)
+    trained(db, task, settings)
+    change(db, task, policy={"cron": "0 3 * * *"})
+    assert not look(db, task, hours=0).now
+    assert look(db, task, hours=24.1).now
+
+
+def test_a_turn_begun_goes_on_even_in_a_paused_task(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 300)
+    trained(db, task, settings, AdapterStatus.CANDIDATE)
+    change(db, task, status=TaskStatus.PAUSED)
+    assert "not at its end" in look(db, task).why
+    with db.begin() as session:
+        session.exec(select(Adapter)).one().status = AdapterStatus.REFUSED
+    assert look(db, task, hours=100).why == "the task is paused"
+
+
+def test_a_failed_run_is_not_tried_again_by_itself(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 300)
+    with db.begin() as session:
+        dataset = datasets.freeze(session, task, policy.Policy(), settings)
+        runs.open_run(session, dataset, "tiny", Recipe()).status = RunStatus.FAILED
+    assert not look(db, task, hours=100).now
+
+
+def test_a_person_may_ask_for_a_turn_and_is_told_at_once_if_it_cannot_be(db: Database, fill: Callable[[int, int], str]) -> None:
+    task = fill(0, 3)
+    with db.begin() as session, pytest.raises(datasets.NotTrainable, match="there are"):
+        scheduler.request_training(session, task, "ada")
+    fill(3, 60)
+    with db.begin() as session:
+        scheduler.request_training(session, task, "ada")
+    assert look(db, task) == scheduler.Due(True, "a person asked for it")
+
+
+def test_runs_of_the_same_dataset_and_recipe_are_one_run(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 60)
+    for _ in range(2):
+        with db.begin() as session:
+            dataset = datasets.freeze(session, task, policy.Policy(), settings)
+            runs.open_run(session, dataset, "tiny", Recipe())
+    with db.read() as session:
+        assert len(session.exec(select(Run)).all()) == 1
