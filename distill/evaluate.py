@@ -19,7 +19,7 @@ from distill.agreement import Kind
 from distill.datasets import Row, read
 from distill.gate import Counts
 from distill.settings import DistillSettings
-from serving.vllm import StudentError, StudentServer
+from serving.vllm import StudentRefused, StudentServer
 from store import answers, prompts
 from store.columns import now
 from store.session import Database
@@ -94,7 +94,7 @@ def run(
 ) -> None:
     """Ask what has not been asked yet, and mark the evaluation done. `check` raises if this process must stop.
 
-    Raises StudentError if the engine is gone (not if it merely fails a question: that is the student's error).
+    Raises StudentError if the engine or the adapter is gone; what is answered by then is kept.
     """
     rows = list(read(settings.home_path / dataset.path, "holdout"))
     kind = agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
@@ -190,10 +190,8 @@ def _ask_student(
     begun = time.monotonic()
     try:
         data = student.complete(body)
-    except StudentError as error:
-        if not student.health():
-            raise
-        return None, None, str(error)[:500]
+    except StudentRefused as refused:  # anything else is the engine's trouble, not the student's
+        return None, None, str(refused)[:500]
     milliseconds = (time.monotonic() - begun) * 1000
     answer = answers.read_json(orjson.dumps(data))
     if answer.finish_reason not in ANSWERED:

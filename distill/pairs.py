@@ -33,12 +33,13 @@ def extract(session: Session, task_id: str, policy: Policy, *, limit: int = 500)
         .order_by(col(Capture.id))
         .limit(limit)
     ).all()
-    for capture in captures:
-        pair = judge(capture, policy)
-        if pair.status == PairStatus.READY and _known(session, pair):
+    found = [judge(capture, policy) for capture in captures]
+    known = _known(session, task_id, {pair.content_hash for pair in found if pair.content_hash})
+    for pair in found:
+        if pair.status == PairStatus.READY and pair.content_hash in known:
             pair.status, pair.reason, pair.split = PairStatus.EXCLUDED, "exact duplicate of an earlier pair", None
-        session.add(pair)
-        session.flush()
+        known.add(pair.content_hash)
+    session.add_all(found)
     return len(captures)
 
 
@@ -113,11 +114,10 @@ def _plain(message: Message) -> Message:
     return {"content": None, **kept} if "tool_calls" in kept else {"content": "", **kept}
 
 
-def _known(session: Session, pair: Pair) -> bool:
-    same = select(Pair.id).where(
-        Pair.task_id == pair.task_id, Pair.content_hash == pair.content_hash, Pair.status == PairStatus.READY
-    )
-    return session.exec(same).first() is not None
+def _known(session: Session, task_id: str, hashes: set[str]) -> set[str]:
+    """Those of the hashes that the task has a pair of."""
+    same = select(Pair.content_hash).where(Pair.task_id == task_id, Pair.status == PairStatus.READY)
+    return set(session.exec(same.where(col(Pair.content_hash).in_(hashes))))
 
 
 def _digest(value: object) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from distill import datasets, evaluate, gate, pairs, recipe, runs
 from distill.agreement import Kind
@@ -18,10 +18,9 @@ from distill.gate import Decision
 from distill.settings import DistillSettings
 from serving.vllm import StudentError
 from store import audit, policy
-from store.columns import now
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, TaskStatus
-from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Task, Verdict
+from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Task, Verdict
 
 log = logging.getLogger("stillroom.distill")
 
@@ -37,7 +36,7 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     TrainerKilled.
     """
     gather(db, task_id)
-    engine = _engine(db, settings)
+    engine = _engine(db)
 
     with db.begin() as session:
         task = session.get_one(Task, task_id)
@@ -68,7 +67,7 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     if evaluation.status != EvaluationStatus.DONE:
         log.info("%s: asking %s the %d held-out prompts", task.name, adapter.id, dataset.holdout_rows)
         try:
-            evaluate.run(db, evaluation, dataset, _url(_engine(db, settings)), settings, check)
+            evaluate.run(db, evaluation, dataset, _url(_engine(db)), settings, check)
         except StudentError as error:
             raise NotReady(f"vLLM stopped answering during the evaluation: {error}") from error
 
@@ -123,7 +122,7 @@ def judge(db: Database, evaluation_id: str) -> Verdict:
     return verdict
 
 
-def _engine(db: Database, settings: DistillSettings) -> Engine:
+def _engine(db: Database) -> Engine:
     """The engine's row, once its base model is prepared. Raises NotReady with what to do."""
     with db.read() as session:
         engine = session.exec(select(Engine).order_by(col(Engine.heartbeat_at).desc())).first()

@@ -1,8 +1,8 @@
 """One step's loss and gradients, with the prompt's shared beginning computed once.
 
-A task's requests begin alike: one system prompt, then what differs. The keys and values of that beginning are the same for every row,
-so they are computed once a step and the rows attend to them; each row's gradient for them is summed, and goes back through the
-beginning once. It is the same mathematics as computing every row alone.
+A task's requests begin alike: one system prompt, then what differs. The keys and values of that beginning are the
+same for every row, so they are computed once a step and all rows attend to them; the rows' gradients for them are
+summed, and go back through the beginning once. It is the same mathematics as computing every row alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
@@ -18,6 +18,7 @@ from transformers.masking_utils import eager_mask
 from distill.render import Example
 
 WORTHWHILE = 16  #: tokens; a shorter beginning is computed with its row
+PLAIN_ATTENTION = frozenset({"llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})  #: model types
 GROUPED = "stillroom_grouped"  #: the attention below, by the name that `attn_implementation` takes
 
 
@@ -33,8 +34,9 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 def loss_and_backward(model: PreTrainedModel, examples: Sequence[Example], *, prefix: int, token_budget: int) -> float:
     """Add the step's gradients to the parameters' `.grad`; return the mean loss of a completion token.
 
-    `prefix`: how many first tokens of all prompts to compute once (`shared_prefix`; 0: none). `token_budget`: the most tokens, padding
-    included, of rows computed together; a longer row is computed alone. The model must be in eval mode: nothing random in it.
+    `prefix`: how many first tokens of all prompts to compute once (`shared_prefix`; 0: none). `token_budget`: the most
+    tokens, padding included, of rows computed together; a longer row is computed alone. The model must be in eval
+    mode: nothing random in it.
     """
     total = sum(len(e.completion) for e in examples)
     shared = _forward_prefix(model, examples[0].prompt[:prefix]) if prefix else []
@@ -47,15 +49,23 @@ def loss_and_backward(model: PreTrainedModel, examples: Sequence[Example], *, pr
         loss += part.item()
     reached = [(tensor, leaf.grad) for tensor, leaf in zip(shared, leaves, strict=True) if leaf.grad is not None]
     if reached:
-        torch.autograd.backward(*zip(*reached, strict=True))
+        torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
     return loss
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether the prefix can be cut off: every layer must keep the keys and values of all earlier tokens, and nothing else."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def can_group(model: PreTrainedModel) -> bool:
+    """Whether `grouped_attention` is all of this model's attention: no cap on the scores, no sinks, no bias."""
+    return model.config.model_type in PLAIN_ATTENTION
 
 
 def _forward_prefix(model: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
     """Keys and values of each layer, in turn, each (1, key heads, len(ids), head size)."""
     cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        raise NotImplementedError("only full attention can share a prefix: set share_prefix = false in the recipe")
     with _logits_at(model, torch.zeros(1, len(ids), dtype=torch.bool)):
         model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
@@ -72,8 +82,9 @@ def _forward_rows(model: PreTrainedModel, rows: Sequence[Example], leaves: list[
     targets = torch.tensor([token for row in rows for token in row.completion], device=model.device)
     positions = torch.arange(prefix, prefix + width, device=model.device)[None]
     with _logits_at(model, where):
-        logits = model(input_ids=ids, position_ids=positions, past_key_values=_cache(model, leaves, len(rows)), use_cache=bool(leaves)).logits
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+        cache = _cache(model, leaves, len(rows))
+        logits = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=bool(leaves)).logits
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def _cache(model: PreTrainedModel, leaves: list[torch.Tensor], rows: int) -> DynamicCache | None:
@@ -109,13 +120,18 @@ def _micro_batches(examples: Sequence[Example], prefix: int, token_budget: int) 
 
 
 def grouped_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, scaling: float, **_kwargs: Any,
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as two matrix products for each key head, its group of query heads folded together.
 
-    query (rows, heads, width, size), key and value (rows, key heads, length, size), mask (rows, 1, width, length) or None; gives (rows,
-    width, heads, size). On CPUs, bfloat16, its gradient takes a third of the time of torch's fused kernel.
+    query (rows, heads, width, size), key and value (rows, key heads, length, size), mask (rows or 1, 1, width, length)
+    or None; gives (rows, width, heads, size). In bfloat16 on a CPU it takes a third of the time of torch's fused kernel.
     """
     rows, heads, width, size = query.shape
     groups, length = key.shape[1], key.shape[2]

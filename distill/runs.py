@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,8 @@ from store.session import Database
 from store.states import AdapterStatus, RunStatus
 from store.tables import Adapter, Dataset, Run, RunStep
 
-
 MAX_ATTEMPTS = 5
+RECORD_SECONDS = 0.5
 
 
 class RunFailed(Exception):
@@ -78,7 +79,15 @@ def train(db: Database, run_id: str, base: Path, settings: DistillSettings, chec
     out.mkdir(parents=True, exist_ok=True)
     recipe = out / "recipe.json"
     recipe.write_text(json.dumps(run.recipe))
-    command = [sys.executable, "-m", "distill.train", "--base", base, "--data", settings.home_path / dataset.path / "train.jsonl"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "distill.train",
+        "--base",
+        base,
+        "--data",
+        settings.home_path / dataset.path / "train.jsonl",
+    ]
     try:
         result = _follow(db, run_id, [*command, "--out", out, "--recipe", recipe, "--json"], check)
     except TrainerKilled as killed:
@@ -107,6 +116,7 @@ def _follow(db: Database, run_id: str, command: list[str | Path], check: Callabl
     """Run the trainer to its end, writing what it reports. Returns its result."""
     trainer = children.spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said: deque[str] = deque(maxlen=20)
+    recorded = 0.0
     result: dict[str, Any] | None = None
     assert trainer.stdout is not None
     try:
@@ -121,11 +131,12 @@ def _follow(db: Database, run_id: str, command: list[str | Path], check: Callabl
                 result = report["result"]
             elif "error" in report:
                 said.append(str(report["error"]))
-            elif "progress" in report:
+            elif "progress" in report and (time.monotonic() - recorded > RECORD_SECONDS or _is_last(report["progress"])):
                 _record(db, run_id, report["progress"])
+                recorded = time.monotonic()
         code = trainer.wait()
     finally:
-        children.stop(trainer, grace=0)
+        children.stop(trainer, grace=5)  # time to write a checkpoint
     if code < 0:
         raise TrainerKilled(f"the trainer was killed by signal {-code}")
     if code != 0 or result is None:
@@ -141,6 +152,10 @@ def _report(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return report if isinstance(report, dict) else None
+
+
+def _is_last(progress: dict[str, Any]) -> bool:
+    return bool(progress["step"] == progress["total_steps"])
 
 
 def _record(db: Database, run_id: str, progress: dict[str, Any]) -> None:

@@ -6,8 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from distill import datasets, pairs, runs, scheduler
-from distill.recipe import Recipe
+from distill import datasets, pairs, recipe, runs, scheduler
 from distill.settings import DistillSettings
 from store import policy
 from store.columns import now
@@ -46,7 +45,7 @@ def trained(db: Database, task: str, settings: DistillSettings, status: AdapterS
     """A turn that came to its end."""
     with db.begin() as session:
         dataset = datasets.freeze(session, task, policy.Policy(), settings)
-        run = runs.open_run(session, dataset, "tiny", Recipe())
+        run = runs.open_run(session, dataset, "tiny", recipe.load())
         run.status = RunStatus.SUCCEEDED
         session.flush()
         session.add(
@@ -105,7 +104,7 @@ def test_a_failed_run_is_not_tried_again_by_itself(
     task = fill(0, 300)
     with db.begin() as session:
         dataset = datasets.freeze(session, task, policy.Policy(), settings)
-        runs.open_run(session, dataset, "tiny", Recipe()).status = RunStatus.FAILED
+        runs.open_run(session, dataset, "tiny", recipe.load()).status = RunStatus.FAILED
     assert not look(db, task, hours=100).now
 
 
@@ -126,6 +125,6 @@ def test_runs_of_the_same_dataset_and_recipe_are_one_run(
     for _ in range(2):
         with db.begin() as session:
             dataset = datasets.freeze(session, task, policy.Policy(), settings)
-            runs.open_run(session, dataset, "tiny", Recipe())
+            runs.open_run(session, dataset, "tiny", recipe.load())
     with db.read() as session:
         assert len(session.exec(select(Run)).all()) == 1

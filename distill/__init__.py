@@ -1,0 +1,1 @@
+"""Offline: from captures to an adapter that passed the gate."""

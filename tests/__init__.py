@@ -1,0 +1,1 @@
+"""Tests, one folder a room; `acceptance` turns the wheel, `bench` measures it."""

@@ -1,0 +1,222 @@
+"""One turn of the wheel with a tiny random model, a real trainer process and a student server that is a real HTTP server."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import orjson
+import pytest
+from pydantic import SecretStr
+from sqlmodel import func, select
+
+from distill import pipeline, runs
+from distill.settings import DistillSettings
+from store import policy
+from store.session import Database
+from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus
+from store.tables import Adapter, Engine, Evaluation, EvaluationItem, Rollout, Run, RunStep, Task, Verdict
+from tests import models
+from tests.distill.conftest import exchange
+
+Answer = Callable[[str, bool], str]  #: (the prompt's number, asked as the teacher) -> answer
+
+
+def oracle(number: str, _teacher: bool) -> str:
+    return "even" if int(number) % 2 == 0 else "odd"
+
+
+@contextmanager
+def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """Student and teacher in one: answers each number; a request that names the model `big` is the teacher's."""
+    asked: list[dict[str, object]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append(body)
+            said = answer(body["messages"][-1]["content"], body["model"] == "big")
+            status = 500 if said == "CRASH" else 200
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+            data = orjson.dumps({"choices": [choice]} if status == 200 else {"error": {"message": "EngineDeadError"}})
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = 100
+
+    listening = Listening(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}", asked
+    finally:
+        listening.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> DistillSettings:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("epochs = 1\nrank = 2\n")
+    return DistillSettings(home=tmp_path, recipe=recipe, stage_timeout=20)
+
+
+@pytest.fixture
+def task(db: Database, put: Callable[..., str]) -> str:
+    task_id = put(*(exchange(str(n), oracle(str(n), True)) for n in range(400)))
+    with db.begin() as session:
+        session.get_one(Task, task_id).policy = policy.Policy(holdout=0.9).model_dump(exclude_defaults=True)
+    return task_id
+
+
+def engine(db: Database, base: Path, url: str) -> None:
+    with db.begin() as session:
+        row = Engine(id="e", url=url, status=EngineStatus.READY, base_model="tiny", base_path=str(base), served_name="tiny")
+        session.merge(row)
+
+
+@contextmanager
+def serving(db: Database, stage: RolloutStage) -> Iterator[None]:
+    """What serving does to a candidate, in a thread."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            with db.begin() as session:
+                known = select(Rollout.adapter_id)
+                for adapter in session.exec(select(Adapter).where(Adapter.id.not_in(known))):  # type: ignore[attr-defined]
+                    session.add(Rollout(task_id=adapter.task_id, adapter_id=adapter.id, stage=stage))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_turn_ends_in_a_verdict_with_its_numbers_and_turning_again_changes_nothing(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    with server(oracle) as (url, asked), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        verdict = pipeline.turn(db, task, settings)
+        assert verdict is not None
+        assert verdict.outcome == Outcome.PASSED
+        assert verdict.numbers["agree"] == verdict.numbers["n"] > 300
+        assert verdict.numbers["kind"] == "label"
+        assert not verdict.numbers["asked_again"]
+        assert {body["model"] for body in asked} == {f"{task}@v1"}
+        assert all(body["temperature"] == 0.0 and body["max_tokens"] for body in asked)
+        again = pipeline.turn(db, task, settings)
+    assert again is not None
+    assert again.id == verdict.id
+    with db.read() as session:
+        run = session.exec(select(Run)).one()
+        assert (run.status, run.step, run.attempts) == (RunStatus.SUCCEEDED, run.total_steps, 1)
+        assert run.rows_per_second
+        assert session.exec(select(func.count()).select_from(RunStep)).one() >= 1
+        assert session.exec(select(Adapter.status)).one() == AdapterStatus.ACCEPTED
+        evaluation = session.exec(select(Evaluation)).one()
+        assert (evaluation.status, evaluation.answered) == (EvaluationStatus.DONE, evaluation.total)
+
+
+def test_with_the_operators_key_the_teacher_is_asked_twice_again(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    def noisy(number: str, teacher: bool) -> str:
+        return "neither" if teacher and number.endswith("7") else oracle(number, teacher)
+
+    with server(noisy) as (url, asked), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        keyed = settings.model_copy(update={"teacher_url": f"{url}/v1", "teacher_key": key()})
+        verdict = pipeline.turn(db, task, keyed)
+    assert verdict is not None
+    numbers = verdict.numbers
+    assert numbers["asked_again"]
+    assert numbers["self_agreement"] == pytest.approx(0.9, abs=0.03)
+    assert numbers["stable_n"] == numbers["teacher_agree"]
+    assert numbers["b"] == numbers["n"] - numbers["teacher_agree"]
+    assert sum(body["model"] == "big" for body in asked) == 2 * numbers["n"]
+
+
+def key() -> SecretStr:
+    return SecretStr("operators-key")
+
+
+def test_an_engine_that_dies_in_the_middle_costs_only_the_questions_under_way(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    seen: list[str] = []
+
+    def dying(number: str, _teacher: bool) -> str:
+        seen.append(number)
+        return "CRASH" if len(seen) > 100 else oracle(number, False)
+
+    with serving(db, RolloutStage.STAGED):
+        with server(dying) as (url, _):
+            engine(db, base, url)
+            with pytest.raises(pipeline.NotReady, match="stopped answering"):
+                pipeline.turn(db, task, settings)
+        with db.read() as session:
+            kept = session.exec(select(func.count()).select_from(EvaluationItem)).one()
+            assert 50 < kept <= 100
+        with server(oracle) as (url, asked):
+            engine(db, base, url)
+            verdict = pipeline.turn(db, task, settings)
+    assert verdict is not None
+    assert len(asked) == verdict.numbers["n"] - kept
+    with db.read() as session:
+        assert session.exec(select(Run.attempts)).one() == 1  # nothing was trained twice
+
+
+def test_a_candidate_that_serving_refuses_ends_the_turn(db: Database, task: str, base: Path, settings: DistillSettings) -> None:
+    with serving(db, RolloutStage.REFUSED):
+        engine(db, base, "http://127.0.0.1:1")
+        assert pipeline.turn(db, task, settings) is None
+    with db.read() as session:
+        assert session.exec(select(Adapter.status)).one() == AdapterStatus.REFUSED
+        assert session.exec(select(Verdict)).first() is None
+        assert runs.unfinished(session, task) is None
+
+
+def test_without_a_vllm_the_turn_says_what_to_start(db: Database, task: str, settings: DistillSettings) -> None:
+    with pytest.raises(pipeline.NotReady, match="stillroom up"):
+        pipeline.turn(db, task, settings)
+
+
+def test_a_missing_base_model_fails_the_run_with_the_trainers_words(
+    db: Database, task: str, tmp_path: Path, settings: DistillSettings
+) -> None:
+    engine(db, tmp_path / "nothing", "http://127.0.0.1:1")
+    with pytest.raises(runs.RunFailed, match="no model folder"):
+        pipeline.turn(db, task, settings)
+    with db.read() as session:
+        run = session.exec(select(Run)).one()
+    assert run.status == RunStatus.FAILED
+    assert "no model folder" in (run.error or "")
+
+
+def test_free_text_is_never_passed_by_itself(db: Database, put: Callable[..., str], base: Path, settings: DistillSettings) -> None:
+    task = put(*(exchange(str(n), f"The number {n} is one that nobody has seen before, I think.") for n in range(60)))
+    said = "The number {} is one that nobody has seen before, I think.".format
+    with server(lambda number, _: said(number)) as (url, _), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        verdict = pipeline.turn(db, task, settings)
+    assert verdict is not None
+    assert verdict.outcome == Outcome.INSUFFICIENT
+    assert "free text" in verdict.reason
