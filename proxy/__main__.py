@@ -1,0 +1,51 @@
+"""`python -m proxy`: serves until SIGTERM, then lets what is open end and stores what is in the spool."""
+
+import logging
+import signal
+import sys
+
+import uvicorn
+
+from proxy.app import Proxy
+from proxy.settings import ProxySettings
+from proxy.upstream import Base
+
+DRAIN_SECONDS = 30
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they are the ones to close them
+
+
+def make_server(settings: ProxySettings) -> uvicorn.Server:
+    """The server as it runs in production. Raises OSError if the spool cannot be made."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            Proxy(settings),
+            host=settings.proxy_host,
+            port=settings.proxy_port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=2048,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    settings = ProxySettings()
+    # The server raises the signal again once it is down: that is a clean end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    logging.getLogger("stillroom.proxy").info("teacher: %s, home: %s", Base(settings.teacher_url), settings.home_path)
+    make_server(settings).run()
+
+
+if __name__ == "__main__":
+    main()

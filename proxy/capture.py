@@ -1,0 +1,80 @@
+"""One exchange as it happens: begun in the spool before anybody is asked, ended there before its last byte is sent."""
+
+import time
+from typing import Any
+
+from proxy.headers import Headers, first, streams
+from proxy.spool import NotKept, Spool
+from store import ids
+from store.states import CaptureStatus, Server
+
+_DONE = b"\ndata: [DONE]"  # JSON has no bare line feed: no answer's text can look like this
+
+
+class Capture:
+    """What is told of one exchange. Without a spool, or where the spool is full, nothing is kept and nothing fails."""
+
+    def __init__(self, spool: Spool | None, max_answer: int) -> None:
+        self.id = ids.new("cap")
+        self.served_by = Server.TEACHER
+        self.adapter_id: str | None = None
+        self.fallback: str | None = None
+        self._spool = spool
+        self._open = False  # begun and not ended
+        self._max_answer = max_answer
+        self._started = time.perf_counter()
+        self._first_byte: float | None = None
+        self._http: dict[str, Any] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._tail = b""
+
+    def begin(self, endpoint: str, body: bytes, *, task: str | None, retry_count: int) -> None:
+        """The request has been accepted. `task` is its explicit name."""
+        meta = {"kind": "begin", "id": self.id, "at": time.time(), "endpoint": endpoint, "task": task, "retry_count": retry_count}
+        if self._spool is None:
+            return
+        try:
+            self._spool.append(meta, body)
+            self._open = True
+        except NotKept as why:
+            self._spool.not_kept(why)
+
+    def answered(self, status: int, headers: Headers) -> None:
+        """The answer's head, as it goes to the client."""
+        self._http = {"http_status": status, "stream": streams(headers), "encoding": first(headers, b"content-encoding")}
+
+    def add(self, chunk: bytes) -> bool:
+        """A part of the answer's body. True if it holds a stream's last event: `end` before sending it."""
+        if self._first_byte is None:
+            self._first_byte = time.perf_counter()
+        self._size += len(chunk)
+        if not self._open or self._size > self._max_answer:
+            return False
+        self._parts.append(chunk)
+        window = self._tail + chunk
+        self._tail = window[-len(_DONE) :]
+        return _DONE in window
+
+    def end(self, status: CaptureStatus, error: str | None = None) -> None:
+        """How it ended; only the first call counts. When it returns the exchange survives kill -9."""
+        if not self._open or self._spool is None:
+            return
+        self._open = False
+        if self._size > self._max_answer:
+            status, error = CaptureStatus.INCOMPLETE, f"the answer is larger than {self._max_answer:,} bytes and was not kept"
+            self._parts = []
+        meta = {
+            "kind": "end", "id": self.id, "status": status, "error": error, "served_by": self.served_by,
+            "adapter_id": self.adapter_id, "fallback": self.fallback, "first_byte_ms": self._milliseconds(self._first_byte),
+            "duration_ms": self._milliseconds(time.perf_counter()), **self._http,
+        }  # fmt: skip
+        try:
+            self._spool.append(meta, b"".join(self._parts), reserve=True)
+        except NotKept as why:
+            self._spool.not_kept(why)
+            self._spool.abandon(self.id)
+        self._parts = []
+
+    def _milliseconds(self, at: float | None) -> float | None:
+        return None if at is None else round((at - self._started) * 1000, 3)

@@ -1,0 +1,66 @@
+"""A chat completion request as the proxy needs to know it. Never validates: all else about a body is the teacher's to judge."""
+
+import json
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from proxy.errors import Refusal
+from store import tasks
+from store.tasks import BadTaskName, Identity
+
+
+class Wish(StrEnum):
+    """Who should answer, as the client says in x-stillroom-route."""
+
+    AUTO = "auto"
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The request in a body. Raises Refusal if it is no JSON object or names no model.
+
+    What JSON forbids and some clients send nevertheless (NaN, lone surrogates) is read as null and "?"; the teacher gets
+    the bytes as they are.
+    """
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        request = _parse_leniently(body, error)
+    if not isinstance(request, dict):
+        raise Refusal(400, "invalid_json", 'The request body must be a JSON object such as {"model": ..., "messages": [...]}.')
+    if request.get("model") is None:
+        raise Refusal(400, "missing_model", "The request has no `model`: name the teacher's model in it.", "model")
+    return request
+
+
+def identify(request: dict[str, Any], name: str | None) -> Identity:
+    """The request's task; `name` is what x-stillroom-task says. Raises Refusal for a name that is none.
+
+    `metadata.task` counts only where it can be a task's name: it may be there for the client's own reasons.
+    """
+    try:
+        return tasks.identify(request, name)
+    except BadTaskName as error:
+        if name:
+            raise Refusal(400, "bad_task_name", f"Header x-stillroom-task: {error}", "x-stillroom-task") from error
+        return tasks.identify({**request, "metadata": None})
+
+
+def wish(value: str | None) -> Wish:
+    """What x-stillroom-route asks for. Raises Refusal for anything else than teacher, student or auto."""
+    try:
+        return Wish((value or Wish.AUTO).lower())
+    except ValueError as error:
+        known = ", ".join(Wish)
+        raise Refusal(400, "bad_route", f"Header x-stillroom-route: {value!r} is none of {known}.", "x-stillroom-route") from error
+
+
+def _parse_leniently(body: bytes, strict: orjson.JSONDecodeError) -> Any:
+    try:
+        value = json.loads(body, parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "invalid_json", f"The request body cannot be read as JSON: {strict}.") from error

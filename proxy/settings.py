@@ -1,0 +1,36 @@
+"""How the proxy is wired on this machine."""
+
+from pydantic import Field, SecretStr, field_validator
+
+from store.settings import StoreSettings
+
+
+class ProxySettings(StoreSettings):
+    """Read from STILLROOM_* environment variables."""
+
+    proxy_host: str = Field("127.0.0.1", description="Address the proxy listens on.")
+    proxy_port: int = Field(8080, ge=0, le=65535, description="Port the proxy listens on; 0 takes a free one.")
+    teacher_url: str = Field("https://api.openai.com/v1", description="The teacher's API; /v1/x goes to {teacher_url}/x.")
+    teacher_key: SecretStr | None = Field(
+        None, description="The operator's key: replaces every client's key. Without it each client's own key is forwarded."
+    )
+    connect_timeout: float = Field(10.0, gt=0, description="Seconds to wait for a connection to the teacher.")
+    read_timeout: float = Field(600.0, gt=0, description="Seconds the teacher may be silent; there is no limit in total.")
+    student_timeout: float = Field(
+        30.0, gt=0, description="Seconds for a student's whole answer, or a stream's first text and each pause after it."
+    )
+    route_seconds: float = Field(1.0, gt=0, description="How often the routes are read from the database.")
+    max_body_bytes: int = Field(
+        100_000_000, ge=1, description="Largest body of a captured request (413 above) and largest answer that is captured."
+    )
+    spool_max_bytes: int = Field(
+        2_000_000_000, ge=1, description="With so much in it the spool takes no new captures: requests are served, and counted."
+    )
+    spool_segment_bytes: int = Field(16_000_000, ge=1, description="A spool file is closed, and later deleted, at this size.")
+
+    @field_validator("teacher_url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://, as https://api.openai.com/v1 does")
+        return url.rstrip("/")
