@@ -1,0 +1,1 @@
+"""The human hands: HTTP API, console and the `stillroom` command line."""

@@ -1,0 +1,57 @@
+"""/api/runs, /evaluations, /adapters: what came of the pairs; promote an adapter."""
+
+from fastapi import APIRouter
+
+from admin import adapters, runs
+from admin.api.needs import After, Caller, Limit, Reads, TaskFilter, Writes, task_id
+from admin.api.tasks import Promotion
+from admin.pages import Page
+from store.states import AdapterStatus, RunStatus
+from store.tables import Route
+
+router = APIRouter()
+
+
+@router.get("/runs", tags=["runs"], summary="List trainings, with their progress")
+def list_runs(
+    session: Reads, task: TaskFilter = None, status: RunStatus | None = None, after: After = None, limit: Limit = 50
+) -> Page[runs.RunLine]:
+    return runs.listing(session, task_id=task_id(session, task), status=status, after=after, limit=limit)
+
+
+@router.get("/runs/{run_id}", tags=["runs"], summary="One training, with its loss curve")
+def get_run(session: Reads, run_id: str) -> runs.RunDetail:
+    return runs.one(session, run_id)
+
+
+@router.get("/evaluations", tags=["evaluations"], summary="List evaluations")
+def list_evaluations(session: Reads, task: TaskFilter = None, after: After = None, limit: Limit = 50) -> Page[runs.EvaluationLine]:
+    return runs.evaluations(session, task_id=task_id(session, task), after=after, limit=limit)
+
+
+@router.get("/evaluations/{evaluation_id}", tags=["evaluations"], summary="One evaluation")
+def get_evaluation(session: Reads, evaluation_id: str) -> runs.EvaluationLine:
+    return runs.evaluation(session, evaluation_id)
+
+
+@router.get("/evaluations/{evaluation_id}/items", tags=["evaluations"], summary="Its items, disagreements first")
+def list_items(session: Reads, evaluation_id: str, after: After = None, limit: Limit = 50) -> Page[runs.Item]:
+    return runs.items(session, evaluation_id, after=after, limit=limit)
+
+
+@router.get("/adapters", tags=["adapters"], summary="List adapters")
+def list_adapters(
+    session: Reads, task: TaskFilter = None, status: AdapterStatus | None = None, after: After = None, limit: Limit = 50
+) -> Page[adapters.AdapterLine]:
+    return adapters.listing(session, task_id=task_id(session, task), status=status, after=after, limit=limit)
+
+
+@router.get("/adapters/{adapter_id}", tags=["adapters"], summary="One adapter")
+def get_adapter(session: Reads, adapter_id: str) -> adapters.AdapterLine:
+    return adapters.one(session, adapter_id)
+
+
+@router.post("/adapters/{adapter_id}/promote", tags=["decisions"], summary="Let it answer, against or without the gate's word")
+def promote(session: Writes, by: Caller, adapter_id: str, body: Promotion | None = None) -> Route:
+    body = body or Promotion()
+    return adapters.promote(session, adapters.one(session, adapter_id).id, by=by, why=body.why, holdback=body.holdback)

