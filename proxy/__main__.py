@@ -24,6 +24,7 @@ def make_server(settings: ProxySettings) -> uvicorn.Server:
             loop="uvloop",
             http="httptools",
             ws="none",
+            lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,

@@ -22,6 +22,7 @@ log = logging.getLogger("stillroom.proxy")
 
 PAUSE = 0.2  # seconds between two looks at the spool
 RETRY = 1.0  # seconds before the database is tried again
+BATCHES = 50  # of a folder in one turn, so that the others have theirs
 TAKE_OVER = 10.0  # seconds between two looks for dead processes' folders
 
 
@@ -78,7 +79,9 @@ class Drainer(threading.Thread):
             self._migrated = True
 
     def _drain(self, journal: Journal) -> None:
-        while batch := journal.next():
+        for _ in range(BATCHES):
+            if not (batch := journal.next()):
+                break
             self._store(batch)
             journal.done()
         journal.done()
@@ -120,10 +123,10 @@ def insert(db: Database, batch: Sequence[Logged]) -> None:
     with db.begin() as session:
         ids = [capture.id for _, capture in built]
         known = set(session.exec(select(Capture.id).where(col(Capture.id).in_(ids))))
-        for identity, capture in built:
-            if capture.id not in known:
-                tasks.ensure(session, identity)
-                session.add(capture)
+        new = [(identity, capture) for identity, capture in built if capture.id not in known]
+        for identity in {identity.id: identity for identity, _ in new}.values():
+            tasks.ensure(session, identity)
+        session.add_all(capture for _, capture in new)
 
 
 def _set_aside(folder: Path, logged: Logged) -> None:

@@ -1,5 +1,6 @@
 """The reading end of one spool folder: which exchanges are in it and not yet in the database."""
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,13 @@ class Journal:
         self._batch = []
         needed = {path for path, _ in self._begun.values()}
         for path in self._read - needed:
-            size = path.stat().st_size
-            path.unlink()
             self._read.remove(path)
             self._offsets.pop(path, None)
-            if self._writer is not None:
-                self._writer.deleted(size)
+            with contextlib.suppress(FileNotFoundError):  # somebody has tidied up
+                size = path.stat().st_size
+                path.unlink()
+                if self._writer is not None:
+                    self._writer.deleted(size)
 
     def _fill(self) -> bool:
         """Read on until the batch is full; True if there is no more to read."""

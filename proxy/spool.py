@@ -157,8 +157,13 @@ class Spool:
     def _open_next(self) -> None:
         self._close()
         path = self.folder.path / f"{self._number + 1:08d}.seg"
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._number, self._size, self.active = self._number + 1, 0, path
+        self.active = path  # before it exists: a reader must not take it for one that is done with
+        try:
+            self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self.active = None
+            raise
+        self._number, self._size = self._number + 1, 0
 
     def _undo(self) -> None:
         try:

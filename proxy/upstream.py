@@ -123,13 +123,11 @@ class _HttpxAnswer:
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
         self._base = base
         self._response = response
-        self._chunks: Any = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._response.stream, httpx.AsyncByteStream)
-        self._chunks = self._response.stream.__aiter__()
         with _typed(self._base):
-            async for chunk in self._chunks:
+            async for chunk in self._response.stream:
                 yield chunk
 
     async def close(self) -> None:

@@ -22,7 +22,8 @@ class Database:
         if self.sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS} if self.sqlite else {"connect_timeout": 5}
-        self.engine = sa.create_engine(url, pool_pre_ping=not self.sqlite, connect_args=connect_args)
+        # hide_parameters: an error's text must not carry people's data into logs
+        self.engine = sa.create_engine(url, pool_pre_ping=not self.sqlite, connect_args=connect_args, hide_parameters=True)
         if self.sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)

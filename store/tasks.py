@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
 from store.tables import Task
@@ -80,8 +81,11 @@ def ensure(session: Session, identity: Identity) -> Task:
         taken = session.exec(select(Task.id).where(Task.name == identity.name)).first()
         name = f"{identity.name} {identity.id[-6:]}" if taken else identity.name
         task = Task(id=identity.id, name=name, teacher_model=identity.teacher_model[:200], system=identity.system)
-        session.add(task)
-        session.flush()
+        try:
+            with session.begin_nested():
+                session.add(task)
+        except IntegrityError:  # another process made it, or took its name, at the same moment
+            return ensure(session, identity)
     return task
 
 

