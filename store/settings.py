@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class StoreSettings(BaseSettings):
     """Read from STILLROOM_* environment variables; each room's settings extend these."""
 
-    model_config = SettingsConfigDict(env_prefix="STILLROOM_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="STILLROOM_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(Path.home() / ".stillroom", description="Folder for the embedded database, artifacts, spool and logs.")
     database_url: str | None = Field(
