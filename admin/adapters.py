@@ -8,7 +8,6 @@ from sqlmodel import Session, col, select
 from admin import captures, pages, tasks
 from admin.pages import Page
 from admin.problems import Conflict, Invalid, NotFound, not_installed
-from store import policy
 from store import tasks as identity
 from store.states import AdapterStatus, Outcome, RolloutStage
 from store.tables import Adapter, Rollout, Route, Task, Verdict
@@ -31,6 +30,15 @@ class AdapterLine(BaseModel, from_attributes=True):
     stage: RolloutStage | None = Field(None, description="How far it is on its way into traffic.")
     detail: str = Field("", description="Why it is at that stage.")
     live: bool = Field(False, description="Whether the route points at it.")
+
+
+class Promotion(BaseModel):
+    """What became of the wish to promote."""
+
+    adapter_id: str
+    task_id: str
+    live: bool = Field(description="Whether it answers now; else as soon as vLLM has loaded it.")
+    holdback: float | None = Field(description="The share that the teacher keeps, once it is live.")
 
 
 def listing(
@@ -58,40 +66,40 @@ def train(session: Session, name_or_id: str, *, by: str) -> Task:
     """Ask for a training now. Raises NotFound; Conflict if there is too little to learn from; Unavailable without distill."""
     task = tasks.find(session, name_or_id)
     try:
-        from distill import datasets, scheduler
+        from distill import datasets, due
     except ModuleNotFoundError as missing:
         raise not_installed(f"Training ({missing.name})", "distill") from missing
     try:
-        scheduler.request_training(session, task.id, by)
+        due.ask(session, task.id, by)
     except datasets.NotTrainable as reason:
         raise Conflict(f"{task.name} cannot be trained: {reason}", "not_trainable") from reason
     return task
 
 
-def promote(session: Session, adapter_or_task: str, *, by: str, why: str, holdback: float | None = None) -> Route:
+def promote(session: Session, adapter_or_task: str, *, by: str, why: str, holdback: float | None = None) -> Promotion:
     """Point an adapter's task at it; of a task, its latest accepted adapter. With or without the gate's word.
 
-    Raises NotFound, Conflict, Invalid for a holdback outside 0 to 1.
+    Where vLLM does not have it loaded, it is loaded first. Raises NotFound, Conflict, Invalid for a holdback outside 0 to 1.
     """
     from serving import rollout
 
     adapter = session.get(Adapter, adapter_or_task) or _accepted(session, adapter_or_task)
     if holdback is not None and not 0 <= holdback <= 1:
         raise Invalid(f"The holdback is a share, 0 to 1, not {holdback}.", "bad_holdback")
-    task = session.get_one(Task, adapter.task_id)
-    share = policy.of(task).holdback if holdback is None else holdback
-    rollout.promote(session, adapter.id, by=by, why=why, holdback=share)
-    return session.get_one(Route, task.id)
+    try:
+        route = rollout.request_promotion(session, adapter.id, by=by, why=why, holdback=holdback)
+    except rollout.NotReady as reason:
+        raise Conflict(f"{adapter.id} cannot be promoted: {reason}", "not_ready") from reason
+    return Promotion(
+        adapter_id=adapter.id, task_id=adapter.task_id, live=route is not None, holdback=route.holdback if route else None
+    )
 
 
 def rollback(session: Session, name_or_id: str, *, by: str, why: str) -> Task:
-    """Give a task back to the teacher. Raises NotFound, Conflict if the teacher has it."""
+    """Give a task back to the teacher; a promotion that waits is given up too. Raises NotFound."""
     from serving import rollout
 
     task = tasks.find(session, name_or_id)
-    route = session.get(Route, task.id)
-    if route is None or route.adapter_id is None:
-        raise Conflict(f"The teacher answers {task.name} already.", "not_routed")
     rollout.rollback(session, task.id, by=by, why=why)
     return task
 

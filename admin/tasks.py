@@ -69,6 +69,18 @@ def listing(session: Session, *, after: str | None = None, limit: int = 50) -> P
     return Page(data=_lines(session, rows), has_more=more)
 
 
+def busiest(session: Session, limit: int) -> tuple[list[TaskLine], bool]:
+    """The tasks with the most captures, and whether there are others: a fleeting task must not hide a busy one."""
+    counts = select(Capture.task_id, func.count().label("number")).group_by(col(Capture.task_id)).subquery()
+    query = (
+        select(Task)
+        .outerjoin(counts, counts.c.task_id == col(Task.id))
+        .order_by(func.coalesce(counts.c.number, 0).desc(), col(Task.id))
+    )
+    rows = session.exec(query.limit(limit + 1)).all()
+    return _lines(session, rows[:limit]), len(rows) > limit
+
+
 def one(session: Session, name_or_id: str) -> TaskDetail:
     """A task with its policy. Raises NotFound."""
     task = find(session, name_or_id)
@@ -149,10 +161,10 @@ def next_step(session: Session, task: Task) -> str:
     if task.status == TaskStatus.IGNORED:
         return task.status.sentence
     try:
-        from distill import scheduler
+        from distill import due as wheel
     except ModuleNotFoundError as missing:
         return f"not trained here: {missing.name} is missing ({pip_line('distill')})"
-    due = scheduler.due(session, task, now())
+    due = wheel.decide(session, task, now())
     return f"trains now: {due.why}" if due.now else due.why
 
 

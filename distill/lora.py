@@ -18,7 +18,9 @@ def load(base: Path, recipe: Recipe) -> tuple[PreTrainedModel, PeftModel]:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=_dtype(recipe, device)).to(device)
     if device == "cpu" and prefix.can_group(model):
         model.set_attn_implementation(prefix.GROUPED)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    head = model.get_output_embeddings()
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m) is torch.nn.Linear and m is not head}
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=sorted(linear), task_type="CAUSAL_LM")
     config._register_custom_module({torch.nn.Linear: LoraLinear})
     adapter = get_peft_model(model, config)
     adapter.eval()  # nothing random: no dropout anywhere

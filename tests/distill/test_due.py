@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from distill import datasets, pairs, recipe, runs, scheduler
+from distill import datasets, due, pairs, recipe, runs
 from distill.settings import DistillSettings
 from store import policy
 from store.columns import now
@@ -30,9 +30,9 @@ def fill(db: Database, put: Callable[..., str]) -> Callable[[int, int], str]:
     return fill
 
 
-def look(db: Database, task: str, *, hours: float = 0) -> scheduler.Due:
+def look(db: Database, task: str, *, hours: float = 0) -> due.Due:
     with db.read() as session:
-        return scheduler.due(session, session.get_one(Task, task), now() + timedelta(hours=hours))
+        return due.decide(session, session.get_one(Task, task), now() + timedelta(hours=hours))
 
 
 def change(db: Database, task: str, **values: object) -> None:
@@ -60,7 +60,7 @@ def settings(db: Database) -> DistillSettings:
 
 def test_the_first_turn_waits_for_300_pairs(db: Database, fill: Callable[[int, int], str]) -> None:
     task = fill(0, 299)
-    assert look(db, task) == scheduler.Due(False, "1 more pairs until the first training")
+    assert look(db, task) == due.Due(False, "1 more pairs until the first training")
     fill(299, 300)
     assert look(db, task).now
 
@@ -111,11 +111,11 @@ def test_a_failed_run_is_not_tried_again_by_itself(
 def test_a_person_may_ask_for_a_turn_and_is_told_at_once_if_it_cannot_be(db: Database, fill: Callable[[int, int], str]) -> None:
     task = fill(0, 3)
     with db.begin() as session, pytest.raises(datasets.NotTrainable, match="there are"):
-        scheduler.request_training(session, task, "ada")
+        due.ask(session, task, "ada")
     fill(3, 60)
     with db.begin() as session:
-        scheduler.request_training(session, task, "ada")
-    assert look(db, task) == scheduler.Due(True, "a person asked for it")
+        due.ask(session, task, "ada")
+    assert look(db, task) == due.Due(True, "a person asked for it")
 
 
 def test_runs_of_the_same_dataset_and_recipe_are_one_run(
