@@ -16,8 +16,8 @@ You triage support tickets for an online electronics shop. Answer with one JSON 
 fields, in this order.
 category: returns (send back, swap, refund), billing (charge, invoice, payment), delivery (parcel, courier, \
 shipping), account (login, password, profile) or technical (faults, and anything else). If two fit, take the first.
-product: laptop (notebook, Aero), phone (handset, Pixo), headphones (earbuds, Sonar), camera (DSLR, Lumo), \
-printer (inkjet, Inka), watch (fitness band, Orbit) or other. The first one named.
+product: laptop (notebook), phone (handset), headphones (earbuds), camera (DSLR), printer (inkjet), \
+watch (fitness band) or other. The first one named.
 priority: low if the customer says it can wait, high if it is urgent or has a deadline, normal if neither is said.
 sentiment: angry if the customer scolds us, happy if they praise us, otherwise neutral. Greetings and thanks are neutral.
 order: the order number, a letter, a dash and four digits, or null if the ticket has none.
@@ -84,12 +84,12 @@ _CATEGORY_CUES = {
     "account": re.compile(r"\b(log ?in|logged|sign(ed)? (me )?(in|out)|password|profile|account|user ?name)\b"),
 }
 _PRODUCT_CUES = {
-    "laptop": re.compile(r"\b(laptop|notebook|ultrabook|aero)\b"),
-    "phone": re.compile(r"\b((smart)?phone|handset|pixo)\b"),
-    "headphones": re.compile(r"\b(headphones?|headset|earbuds?|sonar)\b"),
-    "camera": re.compile(r"\b(camera|dslr|lumo)\b"),
-    "printer": re.compile(r"\b(printer|inkjet|inka)\b"),
-    "watch": re.compile(r"\b((smart)?watch|fitness band|orbit)\b"),
+    "laptop": re.compile(r"\b(laptop|notebook|ultrabook)\b"),
+    "phone": re.compile(r"\b((smart)?phone|handset)\b"),
+    "headphones": re.compile(r"\b(headphones?|headset|earbuds?)\b"),
+    "camera": re.compile(r"\b(camera|dslr)\b"),
+    "printer": re.compile(r"\b(printer|inkjet)\b"),
+    "watch": re.compile(r"\b((smart)?watch|fitness band)\b"),
 }
 _PRIORITY_CUES = {
     "low": re.compile(r"\b(no rush|no hurry|not urgent|take your time|whenever|can wait|no need to hurry|when you can)\b"),
@@ -117,12 +117,12 @@ def _first(cues: dict[str, re.Pattern[str]], text: str) -> str | None:
 # What `draw` writes: {a|b} is one of them, @ the product, $ an amount.
 
 _NAMES = {
-    "laptop": ("laptop", "laptop", "notebook", "ultrabook", "Aero 13"),
-    "phone": ("phone", "phone", "smartphone", "handset", "Pixo 5"),
-    "headphones": ("headphones", "headphones", "earbuds", "headset", "Sonar 2"),
-    "camera": ("camera", "camera", "DSLR", "DSLR camera", "Lumo Z"),
-    "printer": ("printer", "printer", "inkjet", "inkjet printer", "Inka 300"),
-    "watch": ("watch", "smartwatch", "smartwatch", "fitness band", "Orbit 4"),
+    "laptop": ("laptop", "laptop", "notebook"),
+    "phone": ("phone", "phone", "handset"),
+    "headphones": ("headphones", "headphones", "earbuds"),
+    "camera": ("camera", "camera", "DSLR"),
+    "printer": ("printer", "printer", "inkjet"),
+    "watch": ("watch", "watch", "fitness band"),
     "other": ("keyboard", "speaker", "router", "monitor", "tablet"),
 }
 _ISSUES = {
@@ -131,10 +131,7 @@ _ISSUES = {
         "please refund {my|the} @{| I bought for $}",
         "I would like {my money back|a refund} for the @",
         "can I {exchange|swap} {my|the} @ for {a newer|another|a different} one",
-        "how do I {return|send back} {the|my} @{| I paid $ for}",
-        "I sent the @ back {last week|on Monday|two weeks ago} {and|but} {the refund is missing|saw no refund}",
         "I need a return label for {my|the|this} @",
-        "I no longer {want|need} the @ and want my money back",
     ),
     "billing": (
         "I was charged {twice|two times|double} for {my|the|this} @",
@@ -142,18 +139,12 @@ _ISSUES = {
         "the invoice for {my|the} @ {is wrong|shows $ too much|has the wrong amount}",
         "I need {a copy of the|an} invoice for {my|the} @",
         "my payment {of $ |}for the @ {failed|was declined|did not go through}",
-        "there is {a strange|an extra|an unknown} charge of $ on my card for the @",
-        "I paid $ for the @, more than the {listed price|price on your site}",
-        "{you took|somebody took} $ from my card for the @ {twice|by mistake}",
     ),
     "delivery": (
         "my @ {has not arrived|never arrived|has still not arrived}",
         "where is my @? The tracking has not {moved|changed} {since Monday|for a week|for days}",
         "the {parcel|package} with my @ is {late|lost|a week late}",
         "the courier {left my @ at the wrong house|lost my @|never came with my @}",
-        "delivery of {my|the} @ was due {on Friday|last week|yesterday}",
-        "my @ {still has not|has still not} {shipped|been shipped}",
-        "can you tell me when {my|the} @ will {arrive|be delivered}",
         "please {deliver|ship} my @ to {another|a new|my work} address",
     ),
     "account": (
@@ -162,62 +153,43 @@ _ISSUES = {
         "the password reset {mail|link} for my @ {never came|has expired|is missing}",
         "please change the email {address |}on my @ {account|profile}",
         "my @ {account|profile} is {locked|blocked}",
-        "how do I {delete|close} my @ {account|profile}",
-        "I want to {change|update} my user name {for|on} the @",
-        "the @ app signed me out and the login fails",
     ),
     "technical": (
         "{my|the} @ {will not|won't} turn on{| since Monday| any more}",
         "{my|the} @ stopped working {yesterday|after a week|after the update}",
         "{my|the} @ {froze|crashed} {again|twice|during the update|all week}",
-        "{my|the} @ {will not|cannot} connect to {wifi|bluetooth|the app}",
         "the {power|left|main} button {of|on} my @ is {stuck|broken|loose}",
         "I {get|see} {an error|error 52|a strange error} on {my|the} @",
-        "there is a bug in the @ {software|firmware|update}",
-        "I hear a {strange|loud|buzzing} noise from {my|the} @",
     ),
 }
 _PRIORITIES = {
     "low": (
         "{there is |}no rush",
-        "{there is |}no hurry",
         "{please |}take your time",
-        "{answer|reply} whenever you {like|have time}",
         "this is not urgent{| for me| at all}",
         "it can wait{| a few days| until next week}",
-        "{answer|reply} when you can",
     ),
     "normal": ("",),
     "high": (
         "{this|it} is {urgent|very urgent|quite urgent}",
-        "{this is an emergency|please treat this as an emergency}",
         "I need {an answer|a reply|help} {today|tonight|by tomorrow|before tomorrow}",
-        "please {fix|solve} this {as soon as possible|asap|right away|immediately}",
+        "please {fix|solve} this {as soon as possible|right away|immediately}",
         "I {cannot|can't} wait {any longer|for this}",
-        "{please hurry|you must hurry}",
-        "my time is running out",
     ),
 }
 _SENTIMENTS = {
     "neutral": ("",),
     "angry": (
-        "this is {unacceptable|ridiculous|outrageous|a disgrace}",
+        "this is {unacceptable|ridiculous|outrageous}",
         "I am {furious|very angry|really angry}",
-        "I am {fed up|sick of this|sick of your excuses}",
         "{this is |}the worst {service|shop} ever",
         "your {service|support} is {terrible|awful}",
-        "what a joke{| of a shop}",
-        "shame on you",
     ),
     "happy": (
         "I {love|really love} {your shop|your service|buying here}",
-        "great {service|shop|support}{| so far| as always| by the way}",
+        "great {service|shop|support}{| so far| as always}",
         "you are {wonderful|fantastic|the best}",
-        "otherwise I am {very |}{happy|pleased} with {it|you}",
-        "I am a {happy|delighted} customer",
         "your {team|support} is {amazing|brilliant|wonderful}",
-        "keep up the good work",
-        "your staff were so {kind|helpful}",
     ),
 }
 _INLINE_ORDERS = (" (order #)", ", order #", ", order number #", " (#)", ", ref #")
@@ -256,7 +228,7 @@ _MISSPELLINGS = {right: wrong for wrong, right in _SPELLING.items()}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 #: About what a byte-pair tokenizer makes of English: a token a word, a mark, a digit.
 _TOKENS = re.compile(r"[^\W\d]+|\d|[^\w\s]")
-_SHORTEST, _ROOM, _LONGEST = 16, 36, 41
+_SHORTEST, _ROOM, _LONGEST = 12, 32, 41
 
 
 def _write(rng: random.Random) -> Ticket:
@@ -285,11 +257,11 @@ def _finish(rng: random.Random, sentences: list[str], *, angry: bool) -> str:
     """One text: asides where the sentences are short, a greeting and a closing where there is room."""
     text = _join(rng, sentences, angry=angry)
     for aside in rng.sample(_ASIDES, 3):
-        if _length(text) < _SHORTEST or (_length(text) < 24 and rng.random() < 0.3):
+        if _length(text) < _SHORTEST or (_length(text) < 20 and rng.random() < 0.15):
             text = f"{text} {_join(rng, [_say(rng, [aside])], angry=False)}"
-    if rng.random() < 0.55 and _length(text) <= _ROOM:
+    if rng.random() < 0.3 and _length(text) <= _ROOM:
         text = _say(rng, _GREETINGS) + text
-    if rng.random() < 0.55 and _length(text) <= _ROOM:
+    if rng.random() < 0.3 and _length(text) <= _ROOM:
         text += _say(rng, _CLOSINGS)
     return _mistype(rng, text)
 
@@ -306,10 +278,10 @@ def _join(rng: random.Random, sentences: Sequence[str], *, angry: bool) -> str:
 def _mistype(rng: random.Random, text: str) -> str:
     """Now and then all in small letters, or one common misspelling; never in an order number."""
     chance = rng.random()
-    if chance < 0.1:
+    if chance < 0.03:
         return " ".join(word if _ORDER.search(word.lower()) else word.lower() for word in text.split(" "))
     words = [word for word in _MISSPELLINGS if re.search(rf"\b{word}\b", text)]
-    if chance < 0.35 and words:
+    if chance < 0.1 and words:
         word = rng.choice(words)
         return re.sub(rf"\b{word}\b", _MISSPELLINGS[word], text, count=1)
     return text
