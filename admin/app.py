@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from admin import records
@@ -52,6 +52,7 @@ def build(db: Database) -> FastAPI:
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(OperationalError, _no_database)
     app.add_exception_handler(TimeoutError, _no_database)
     app.add_exception_handler(Exception, _unexpected)
@@ -76,6 +77,12 @@ def _http(request: Request, error: Exception) -> JSONResponse:
         return _problem(request, NotFound(f"There is nothing at {request.url.path}. /docs lists what there is.", "unknown_path"))
     body = {"error": {"message": str(error.detail), "type": Problem.type, "code": f"http_{error.status_code}"}}
     return JSONResponse(body, error.status_code, error.headers)
+
+
+def _unstorable(request: Request, _: Exception) -> JSONResponse:
+    return _problem(
+        request, Invalid("The request holds what the database cannot: a NUL character, or too long a text.", "bad_request")
+    )
 
 
 def _no_database(request: Request, error: Exception) -> JSONResponse:

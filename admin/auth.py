@@ -63,6 +63,7 @@ def revoke(session: Session, label: str, by: str) -> None:
         labels = ", ".join(repr(each.label) for each in tokens(session)) or "none"
         raise NotFound(f"There is no token labelled {label!r}. There are: {labels}.", "unknown_token")
     session.delete(token)
+    session.flush()
     audit.record(session, by, "token revoked", label)
 
 

@@ -144,9 +144,8 @@ def _teacher(settings: AdminSettings) -> Iterator[Check]:
 
 
 def _base_model(_: AdminSettings) -> Iterator[Check]:
-    from serving.settings import ServingSettings
-
     from serving import base
+    from serving.settings import ServingSettings
 
     settings = ServingSettings()
     model, name = settings.base_model, "base model"
@@ -155,8 +154,8 @@ def _base_model(_: AdminSettings) -> Iterator[Check]:
         there = (folder / "config.json").is_file()
         says = f"{folder} is there" if there else f"{folder} is no model folder: it has no config.json. Set STILLROOM_BASE_MODEL."
         yield Check(name=name, mark=Mark.OK if there else Mark.FAILED, says=says)
-    elif (settings.models_dir.expanduser() / re.sub(r"[^A-Za-z0-9._-]+", "--", model) / "config.json").is_file():
-        yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared in {settings.models_dir}")
+    elif (settings.models_path / re.sub(r"[^A-Za-z0-9._-]+", "--", model) / "config.json").is_file():
+        yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared in {settings.models_path}")
     elif model != base.DEFAULT:
         yield Check(name=name, mark=Mark.NOTE, says=f"{model} is downloaded from Hugging Face at the first start")
     elif missing := [each for each in ("torch", "transformers", "gguf", base.MODULE) if find_spec(each) is None]:

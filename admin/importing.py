@@ -240,7 +240,7 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
     """Numbered lines, from 1, blank ones left out; never holds more than LINE_BYTES."""
     start = file.read(2)
     file.seek(0)
-    source = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if start == b"\x1f\x8b" else file
+    source = cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb")) if start == b"\x1f\x8b" else file
     number = 0
     try:
         while line := source.readline(LINE_BYTES):

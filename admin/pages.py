@@ -51,8 +51,9 @@ def fetch(
 
 def _row(session: Session, table: type[Row], key: InstrumentedAttribute[Any], value: str, find: dict[str, Any]) -> Row:
     found: Row | None = None
-    if key.type.python_type is not int or value.isdecimal():
-        found = session.get(table, {**find, key.key: key.type.python_type(value)})
+    counted = isinstance(key.type, sa.Integer)
+    if not counted or value.isdecimal():
+        found = session.get(table, {**find, key.key: int(value) if counted else value})
     if found is None:
         raise NotFound(f"`after` is {value!r}, and there is no such row to go on from", "unknown_cursor")
     return found
@@ -60,7 +61,7 @@ def _row(session: Session, table: type[Row], key: InstrumentedAttribute[Any], va
 
 def _beyond(columns: list[InstrumentedAttribute[Any]], values: list[Any], descending: bool) -> sa.ColumnElement[bool]:
     """Rows that come after the one with these values: the first column that differs decides."""
-    column, value = columns[0], values[0]
+    column, value = columns[0], sa.literal(values[0], columns[0].type)
     past: sa.ColumnElement[bool] = column < value if descending else column > value
     if len(columns) == 1:
         return past

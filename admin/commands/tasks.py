@@ -135,11 +135,13 @@ def promote(
     from admin import adapters
 
     with screen.writing() as session:
-        route = adapters.promote(session, adapter, by=screen.person(), why=why, holdback=holdback)
+        found = adapters.promote(session, adapter, by=screen.person(), why=why, holdback=holdback)
     if as_json:
-        screen.emit(route)
-        return
-    typer.echo(f"{route.adapter_id} answers {route.task_id} now; the teacher keeps {route.holdback:.0%}.")
+        screen.emit(found)
+    elif found.live:
+        typer.echo(f"{found.adapter_id} answers {found.task_id} now; the teacher keeps {found.holdback:.0%}.")
+    else:
+        typer.echo(f"{found.adapter_id} answers {found.task_id} as soon as vLLM has loaded it. `stillroom adapters` tells when.")
 
 
 @app.command(rich_help_panel="Decide")

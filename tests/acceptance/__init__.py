@@ -1,0 +1,1 @@
+"""The real model and the real vLLM: few tests, strong ones."""

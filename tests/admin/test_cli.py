@@ -1,0 +1,261 @@
+"""The `stillroom` command over the same functions: for people, as JSON, and its errors."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlmodel import select
+from typer.testing import Result
+
+from admin.rig import free_port
+from store import routes
+from store.session import Database
+from store.tables import Capture, Review, Task
+from tests.admin import rows
+
+Stillroom = Callable[..., Result]
+LISTINGS = ["tasks", "captures", "pairs", "runs", "evaluations", "adapters", "routes", "verdicts", "audit"]
+
+
+@pytest.fixture
+def task(sqlite: Database) -> Task:
+    with sqlite.begin() as session:
+        task = rows.numbers(session, 0, 40)
+        task.name = "odd or even"
+        adapter = rows.trained(session, task)
+        rows.engine(session, adapter.id)
+        rows.live(session, adapter)
+        return task
+
+
+def parsed(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_every_listing_is_for_people_and_as_json(stillroom: Stillroom, task: Task, listing: str) -> None:
+    page = parsed(stillroom(listing, "--json", "--limit", "1"))
+    assert (page["object"], len(page["data"])) == ("list", 1)
+    shown = stillroom(listing)
+    assert shown.exit_code == 0
+    assert len(shown.stdout.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_an_empty_listing_says_what_to_do(stillroom: Stillroom, listing: str) -> None:
+    assert parsed(stillroom(listing, "--json"))["data"] == []
+    assert stillroom(listing).stdout.strip().endswith((".", "it."))
+
+
+def test_a_listing_says_where_to_go_on(stillroom: Stillroom, task: Task) -> None:
+    first = stillroom("captures", "--limit", "2")
+    cursor = parsed(stillroom("captures", "--limit", "2", "--json"))["data"][-1]["id"]
+    assert f"--after {cursor}" in first.stderr
+    assert cursor not in stillroom("captures", "--after", cursor).stdout
+
+
+def test_captures_are_filtered(stillroom: Stillroom, task: Task) -> None:
+    found = stillroom("captures", "--task", "odd or even", "-q", "17", "--served-by", "teacher", "--from", "2020-01-01", "--json")
+    assert [row["prompt"] for row in parsed(found)["data"]] == ["17?"]
+    assert stillroom("pairs", "--split", "holdout", "-q", "16", "--review", "none").stdout.count("16?") == 1
+    assert "is no time" in stillroom("captures", "--from", "yesterday").stderr
+
+
+def test_one_capture_shows_both_answers(stillroom: Stillroom, task: Task) -> None:
+    [capture] = parsed(stillroom("captures", "-q", "36?", "--json"))["data"]
+    shown = stillroom("capture", capture["id"]).stdout
+    assert "[user] 36?" in shown
+    assert "student (examined, does not agree)  odd" in shown
+    assert "The whole answer reached the client." in shown
+    assert parsed(stillroom("capture", capture["id"], "--json"))["student"]["message"]["content"] == "odd"
+
+
+def test_a_pair_a_run_and_an_evaluation_are_shown(stillroom: Stillroom, task: Task) -> None:
+    for listing, one in (("pairs", "pair"), ("runs", "run"), ("evaluations", "evaluation")):
+        row = parsed(stillroom(listing, "--json"))["data"][0]
+        assert row["id"] in stillroom(one, row["id"]).stdout
+        assert stillroom(one, row["id"], "--json").exit_code == 0
+    run = parsed(stillroom("runs", "--json"))["data"][0]["id"]
+    assert "2.0000 █▂▁ 0.6667" in stillroom("run", run).stdout
+
+
+def test_a_task_is_shown_by_name_and_steered_by_verb(stillroom: Stillroom, task: Task) -> None:
+    assert "trains now" not in stillroom("task", "odd or even").stdout
+    assert parsed(stillroom("task", "odd or even", "--json"))["id"] == task.id
+    assert parsed(stillroom("task", "set", task.id, "holdout=0.4", "auto_promote=false", "--json"))["decided"] == {
+        "holdout": 0.4, "auto_promote": False,
+    }  # fmt: skip
+    assert parsed(stillroom("task", "set", task.id, "holdout=", "--json"))["decided"] == {"auto_promote": False}
+    assert "auto_promote = no  (decided)" in stillroom("task", task.id).stdout
+    assert parsed(stillroom("task", "pause", task.id, "--json"))["status"] == "paused"
+    assert parsed(stillroom("task", "resume", task.id, "--json"))["status"] == "active"
+    assert parsed(stillroom("task", "rename", task.id, "numbers", "--json"))["name"] == "numbers"
+    assert parsed(stillroom("task", "ignore", "numbers", "--json"))["incumbent"] is None
+
+
+def test_reviews_are_given(stillroom: Stillroom, sqlite: Database, task: Task) -> None:
+    target = parsed(stillroom("captures", "--json"))["data"][0]["id"]
+    assert stillroom("approve", target, "--note", "fine").exit_code == 0
+    assert stillroom("reject", target).exit_code == 0
+    assert stillroom("correct", target, "neither").exit_code == 0
+    assert stillroom("correct", target, "--file", "-", input="from stdin").exit_code == 0
+    assert stillroom("correct", target, "--message", '{"content": "whole"}').exit_code == 0
+    assert parsed(stillroom("tag", target, "one", "two", "--json"))["tags"] == ["one", "two"]
+    with sqlite.read() as session:
+        reviews = session.exec(select(Review).order_by("created_at")).all()
+    assert [(review.correction or {}).get("content") for review in reviews[2:5]] == ["neither", "from stdin", "whole"]
+    assert {review.reviewer.split(":")[0] for review in reviews} == {"cli"}
+
+
+def test_people_decide(stillroom: Stillroom, sqlite: Database, task: Task) -> None:
+    assert stillroom("rollback", "odd or even", "--why", "it erred").exit_code == 0
+    with sqlite.read() as session:
+        assert routes.read(session).targets == {}
+    assert "answers" in stillroom("promote", "odd or even", "--holdback", "0.2").stdout
+    with sqlite.read() as session:
+        assert routes.read(session).targets[task.id].holdback == 0.2
+    assert stillroom("train", "odd or even").exit_code == 0
+    with sqlite.read() as session:
+        assert session.get_one(Task, task.id).train_asked_at is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["task", "nothing"], "There are: odd or even"),
+        (["train", "nothing"], "There are: odd or even"),
+        (["captures", "--task", "nothing"], "There are: odd or even"),
+        (["capture", "cap_nothing"], "`stillroom captures`"),
+        (["run", "run_nothing"], "`stillroom runs`"),
+        (["promote", "nothing"], "`stillroom adapters`"),
+        (["task", "set", "odd or even", "holdoutt=1"], "'holdoutt' is no key of a policy"),
+        (["task", "set", "odd or even", "holdout"], "is not key=value"),
+        (["correct", "cap_nothing"], "Give the answer"),
+        (["token", "revoke", "nothing"], "no token labelled"),
+        (["up", "--without", "cellar"], "There is no room cellar: the rooms are proxy, distill, serving, admin"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_that_says_what_to_do(
+    stillroom: Stillroom, task: Task, arguments: list[str], message: str
+) -> None:
+    result = stillroom(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_pairs_are_exported_and_imported(stillroom: Stillroom, sqlite: Database, task: Task, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    assert stillroom("export", "odd or even", "-o", str(file)).exit_code == 0
+    assert stillroom("export", "odd or even", "--split", "holdout").stdout.count("\n") == 10
+    assert len(file.read_text().splitlines()) == 40
+    file.write_text(file.read_text() + "broken\n")
+    result = stillroom("import", str(file), "--task", "copy")
+    assert "40 imported, 0 there already, 1 left out." in result.stdout
+    assert f"{file}:41: no JSON" in result.stderr
+    assert parsed(stillroom("import", str(file), "--task", "copy", "--json"))["duplicates"] == 40
+    with sqlite.read() as session:
+        assert len([c for c in session.exec(select(Capture)) if c.meta]) == 40
+
+
+def test_an_import_of_which_nothing_can_be_used_fails(stillroom: Stillroom, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("broken\n")
+    assert stillroom("import", str(tmp_path / "bad.jsonl")).exit_code == 1
+    assert stillroom("import", str(tmp_path / "nothing.jsonl")).exit_code == 2
+
+
+def test_tokens_are_made_listed_and_revoked(stillroom: Stillroom) -> None:
+    made = stillroom("token", "new", "--label", "ci").stdout.strip()
+    assert made.startswith("stillroom-admin-")
+    listed = stillroom("token", "list", "--json").stdout
+    assert [token["label"] for token in json.loads(listed)] == ["ci"]
+    assert made not in listed
+    assert stillroom("token", "revoke", "ci").exit_code == 0
+    assert "No tokens" in stillroom("token", "list").stdout
+
+
+def test_status_shows_tasks_and_what_runs(stillroom: Stillroom, task: Task) -> None:
+    status = parsed(stillroom("status", "--json"))
+    assert (status["up"], status["rooms"], status["spool"]) == (None, [], {"files": 0, "bytes": 0, "rejected": 0})
+    assert status["tasks"][0]["incumbent"] == f"{task.id}@v1"
+    assert status["engines"][0]["status"] == "ready"
+    shown = stillroom("status").stdout
+    assert "`stillroom up` starts it" in shown
+    assert "odd or even" in shown
+
+
+def test_a_bad_setting_names_its_variable(stillroom: Stillroom) -> None:
+    result = stillroom("tasks", env={"STILLROOM_ADMIN_PORT": "many"})
+    assert result.exit_code == 1
+    assert "STILLROOM_ADMIN_PORT: Input should be a valid integer" in result.stderr
+
+
+def test_a_database_that_is_away_is_named_without_its_password(stillroom: Stillroom) -> None:
+    result = stillroom("tasks", env={"STILLROOM_DATABASE_URL": "postgresql://user:sk-secret@127.0.0.1:1/x"})
+    assert result.exit_code == 1
+    assert "user:***@127.0.0.1:1/x does not answer" in result.stderr
+    assert "sk-secret" not in result.stderr
+
+
+def test_a_database_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path, stillroom: Stillroom) -> None:
+    home = str(tmp_path / "new")
+    assert parsed(stillroom("tasks", "--json", env={"STILLROOM_HOME": home}))["data"] == []
+
+
+def test_a_simulated_teacher_is_served(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "admin.cli", "teacher", "simulate", "--port", str(port), "--latency-ms", "0", "--key", "sk-x"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as teacher:
+        for _ in range(200):
+            try:
+                response = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"authorization": "Bearer sk-x"})
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        teacher.terminate()
+    assert response.json()["data"][0]["id"] == "gpt-sim"
+    assert response.headers["x-stillroom-simulation"] == "true"
+
+
+def test_a_recording_without_an_exchange_is_told(stillroom: Stillroom, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("broken\n")
+    result = stillroom("teacher", "replay", str(tmp_path / "empty.jsonl"))
+    assert result.exit_code == 1
+    assert "no recorded exchange" in result.stderr
+
+
+def test_a_room_that_cannot_run_here_says_what_to_install(stillroom: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("torch", "vllm"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "distill cannot run here. torch not installed: pip install 'stillroom[distill]'" in stillroom("distill").stderr
+    assert "serving cannot run here. vLLM not installed: pip install 'stillroom[distill,vllm]'" in stillroom("serving").stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from admin.cli import app\n"
+        "try: app(['--help'], prog_name='stillroom')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'sqlalchemy', 'fastapi', 'rich', 'pydantic', 'httpx', 'scipy'}\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & heavy))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Everything, supervised" in shown
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_the_api_and_the_command_line_start_without_torch() -> None:
+    code = (
+        "import sys; import admin.app, admin.up, admin.status, admin.doctor\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'vllm', 'peft', 'scipy'}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

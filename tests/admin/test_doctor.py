@@ -1,0 +1,156 @@
+"""The doctor: each check says how it is and what to do."""
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from typer.testing import Result
+
+from admin import doctor
+from admin.doctor import Check, Mark
+from admin.rig import free_port
+from admin.settings import AdminSettings
+from store.session import Database
+
+
+@pytest.fixture
+def teacher() -> Iterator[str]:
+    """A teacher that takes the key sk-good, and says 401 to everybody else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/v1/models"
+            self.send_response(200 if self.headers["authorization"] == "Bearer sk-good" and found else 401 if found else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def examine(tmp_path: Path, teacher: str) -> Callable[..., dict[str, Check]]:
+    """The doctor's checks by name, on a machine where all is well but for what is given."""
+
+    def examine(**changes: Any) -> dict[str, Check]:
+        well = {"home": tmp_path, "database_url": None, "teacher_url": teacher, "teacher_key": None}
+        ports = {"proxy_port": free_port(), "admin_port": free_port()}
+        return {check.name: check for check in doctor.examine(AdminSettings(**{**well, **ports, **changes}))}
+
+    return examine
+
+
+Examine = Callable[..., dict[str, Check]]
+
+
+def test_a_machine_where_all_is_well_passes(examine: Examine) -> None:
+    checks = examine()
+    assert {name for name, check in checks.items() if check.mark == Mark.FAILED} == set()
+    assert {"python", "database", "port: proxy", "port: admin", "teacher", "base model", "disk", "memory", "licence"} <= set(checks)
+    assert "made at the first start" in checks["database"].says
+    assert "terms" in checks["licence"].says
+
+
+def test_looking_changes_nothing(examine: Examine, tmp_path: Path) -> None:
+    examine()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "mark", "says"),
+    [
+        (None, Mark.OK, "each client's own is passed on"),
+        ("sk-good", Mark.OK, "answers"),
+        ("sk-bad", Mark.FAILED, "refuses STILLROOM_TEACHER_KEY"),
+    ],
+)
+def test_the_teachers_key_is_tried_and_never_shown(examine: Examine, key: str | None, mark: Mark, says: str) -> None:
+    check = examine(teacher_key=key)["teacher"]
+    assert check.mark == mark
+    assert says in check.says
+    assert "sk-" not in check.says
+
+
+def test_a_teacher_at_another_path_is_told(examine: Examine, teacher: str) -> None:
+    check = examine(teacher_url=teacher.removesuffix("/v1"))["teacher"]
+    assert check.mark == Mark.WARNING
+    assert "with its /v1?" in check.says
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://no such host/v1", "nonsense"])
+def test_a_teacher_that_does_not_answer_is_told(examine: Examine, url: str) -> None:
+    check = examine(teacher_url=url)["teacher"]
+    assert check.mark == Mark.FAILED
+    assert "STILLROOM_TEACHER_URL" in check.says
+
+
+def test_a_port_that_another_has_is_told(examine: Examine, teacher: str) -> None:
+    check = examine(proxy_port=int(teacher.split(":")[2].split("/")[0]))["port: proxy"]
+    assert check.mark == Mark.FAILED
+    assert "set STILLROOM_PROXY_PORT" in check.says
+
+
+def test_an_address_that_is_not_this_machines_is_told(examine: Examine) -> None:
+    check = examine(admin_host="192.0.2.1")["port: admin"]
+    assert check.mark == Mark.FAILED
+    assert "STILLROOM_ADMIN_HOST" in check.says
+
+
+def test_a_database_at_an_earlier_or_a_newer_schema_is_told(examine: Examine, sqlite: Database) -> None:
+    assert "answers, schema" in examine()["database"].says
+    with sqlite.begin() as session:
+        session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    assert examine()["database"].mark == Mark.FAILED
+    assert "newer stillroom" in examine()["database"].says
+    with sqlite.begin() as session:
+        session.connection().execute(sa.text("DELETE FROM alembic_version"))
+    assert examine()["database"].mark == Mark.NOTE
+
+
+def test_a_database_that_is_away_is_told_without_its_password(examine: Examine) -> None:
+    check = examine(database_url="postgresql://u:sk-secret@127.0.0.1:1/x")["database"]
+    assert check.mark == Mark.FAILED
+    assert "does not answer" in check.says
+    assert "sk-secret" not in check.says
+
+
+def test_a_base_model_that_is_not_there_is_told(examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLROOM_BASE_MODEL", str(tmp_path / "model"))
+    assert examine()["base model"].mark == Mark.FAILED
+    (tmp_path / "model").mkdir()
+    assert examine()["base model"].mark == Mark.FAILED
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert examine()["base model"].mark == Mark.OK
+
+
+def test_a_prepared_base_model_is_found(examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLROOM_MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("STILLROOM_BASE_MODEL", "org/model")
+    assert examine()["base model"].mark == Mark.NOTE
+    (tmp_path / "org--model").mkdir()
+    (tmp_path / "org--model" / "config.json").write_text("{}")
+    assert "is prepared" in examine()["base model"].says
+
+
+def test_a_key_that_others_can_use_is_warned_of(examine: Examine) -> None:
+    assert "security" not in examine(teacher_key="sk-good")
+    assert "security" not in examine(proxy_host="0.0.0.0")
+    assert "at your expense" in examine(teacher_key="sk-good", proxy_host="0.0.0.0")["security"].says
+
+
+def test_the_exit_code_says_whether_stillroom_can_run(stillroom: Callable[..., Result], teacher: str) -> None:
+    ports = {"STILLROOM_PROXY_PORT": str(free_port()), "STILLROOM_ADMIN_PORT": str(free_port())}
+    well = stillroom("doctor", "--json", env={"STILLROOM_TEACHER_URL": teacher, **ports})
+    assert well.exit_code == 0
+    ill = stillroom("doctor", env={"STILLROOM_TEACHER_URL": "http://127.0.0.1:9/v1", **ports})
+    assert ill.exit_code == 1
+    assert "failed" in ill.stdout
