@@ -14,6 +14,7 @@ from store.session import Database
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = AdminSettings()
     db = Database(settings.url)
     migrate.upgrade(db)

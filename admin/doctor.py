@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import psutil
 from pydantic import BaseModel
+from sqlalchemy.exc import DatabaseError
 
 from admin import home, schema
 from admin.problems import Problem, pip_line
 from admin.settings import AdminSettings
 from admin.up import addresses, exposed_key, port_taken
-from store.settings import StoreSettings
 
 GIB = 2**30
 TEACHER_SECONDS = 5.0
@@ -84,9 +84,10 @@ def _database(settings: AdminSettings) -> Iterator[Check]:
         yield Check(name="database", mark=Mark.OK, says=f"SQLite in {settings.home_path}, made at the first start")
         return
     try:
-        found = _schema(settings)
-    except Problem as problem:
-        yield Check(name="database", mark=Mark.FAILED, says=problem.message)
+        with schema.opened(settings, upgrade=False) as db:
+            found = schema.look(db)
+    except (Problem, DatabaseError) as problem:
+        yield Check(name="database", mark=Mark.FAILED, says=str(getattr(problem, "orig", problem)))
         return
     if not found.known:
         says = f"its schema ({found.current}) is of a newer stillroom: upgrade this one, or take another database"
@@ -97,11 +98,6 @@ def _database(settings: AdminSettings) -> Iterator[Check]:
         )
     else:
         yield Check(name="database", mark=Mark.OK, says=f"answers, schema {found.head}")
-
-
-def _schema(settings: StoreSettings) -> schema.Schema:
-    with schema.opened(settings, upgrade=False) as db:
-        return schema.look(db)
 
 
 def _ports(settings: AdminSettings) -> Iterator[Check]:

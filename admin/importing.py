@@ -115,6 +115,8 @@ def read(line: bytes, *, model: str | None = None) -> Exchange:
         raise Unusable(f"no JSON: {error}") from error
     if not isinstance(row, dict):
         raise Unusable(f"no JSON object; {SHAPES}")
+    if rb"\u0000" in line:  # PostgreSQL's text and JSON have none
+        raise Unusable("it holds a NUL character, \\u0000")
     if "messages" in row:
         request, response, stream = _tuning_line(row)
     elif "request" in row:
@@ -222,18 +224,14 @@ def _capture(exchange: Exchange, task_id: str, source: str) -> dict[str, Any]:
         http_status=200,
         request=orjson.dumps(request),
         response=exchange.response,
-        prompt_text=_plain(identity.text_of(asked[-1].get("content")) if asked else ""),
-        answer_text=_plain(answers.text_of(answer.message)),
+        prompt_text=identity.text_of(asked[-1].get("content")) if asked else "",
+        answer_text=answers.text_of(answer.message),
         finish_reason=answer.finish_reason[:40] if answer.finish_reason else None,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
         meta={**(metadata if isinstance(metadata, dict) else {}), "imported": source},
     )
     return capture.model_dump()
-
-
-def _plain(text: str) -> str:
-    return text.replace("\0", "")  # PostgreSQL's text holds none
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:

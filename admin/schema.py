@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from admin.problems import Invalid, Unavailable, not_installed
 from store import migrate
@@ -37,6 +37,21 @@ def look(db: Database) -> Schema:
     return Schema(current, head, current is None or current in {script.revision for script in scripts.walk_revisions()})
 
 
+def bring_up_to_date(db: Database) -> None:
+    """Migrate what is not migrated yet. Raises Unavailable for a newer stillroom's database, and for a file that is none."""
+    try:
+        schema = look(db)
+    except OperationalError:
+        raise
+    except DatabaseError as error:
+        raise Unavailable(f"The database cannot be read: {str(error.orig).strip()}", "no_database") from error
+    if not schema.known:
+        says = f"The database's schema ({schema.current}) is of a newer stillroom: upgrade this one, or take another database."
+        raise Unavailable(says, "newer_schema")
+    if schema.current != schema.head:
+        migrate.upgrade(db)
+
+
 @contextmanager
 def opened(settings: StoreSettings, *, upgrade: bool = True) -> Iterator[Database]:
     """The database, brought up to date if it is not and may be. Raises Unavailable or Invalid, with what to do."""
@@ -45,16 +60,13 @@ def opened(settings: StoreSettings, *, upgrade: bool = True) -> Iterator[Databas
     except ModuleNotFoundError as missing:
         raise not_installed(f"The database's driver ({missing.name})", "postgres") from missing
     except ArgumentError as error:
-        raise Invalid(
-            "STILLROOM_DATABASE_URL is no database URL, such as postgresql://user:password@host/name.", "bad_url"
-        ) from error
+        says = "STILLROOM_DATABASE_URL is no database URL, such as postgresql://user:password@host/name."
+        raise Invalid(says, "bad_url") from error
     except OSError as error:
         raise Unavailable(f"The folder {settings.home_path} cannot be used: {error}. Set STILLROOM_HOME.", "no_home") from error
     try:
         if upgrade:
-            schema = look(db)
-            if schema.current != schema.head:
-                migrate.upgrade(db)
+            bring_up_to_date(db)
         yield db
     except OperationalError as error:
         where = db.engine.url.render_as_string(hide_password=True)

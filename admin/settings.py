@@ -13,6 +13,6 @@ class AdminSettings(StoreSettings):
 
     # The proxy reads these for itself; `up` and `doctor` speak of them.
     proxy_host: str = Field("127.0.0.1", description="Address the proxy listens on.")
-    proxy_port: int = Field(8080, ge=1, le=65535, description="Port the proxy listens on.")
+    proxy_port: int = Field(8080, ge=0, le=65535, description="Port the proxy listens on.")
     teacher_url: str = Field("https://api.openai.com/v1", description="Base URL of the teacher's API.")
     teacher_key: SecretStr | None = Field(None, description="The operator's key, used instead of the clients' own.")

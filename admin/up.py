@@ -13,11 +13,10 @@ from types import FrameType
 
 from sqlalchemy.exc import OperationalError
 
-from admin import auth, home
+from admin import auth, home, schema
 from admin.problems import Conflict, Invalid, pip_line
 from admin.settings import AdminSettings
 from admin.supervisor import Child, Supervisor, room_command, room_environment
-from store import migrate
 from store.session import Database
 
 TICK = 0.25
@@ -129,7 +128,7 @@ def _prepare(settings: AdminSettings) -> str | None:
     """
     db = Database(settings.url)
     try:
-        migrate.upgrade(db)
+        schema.bring_up_to_date(db)
         with db.begin() as session:
             return auth.make_first(session, by="first start")
     except OperationalError as error:
@@ -169,14 +168,15 @@ def _screen(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
     """A live table below what is printed: each room, how it is, the end of its log."""
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
     def render() -> Table:
-        table = Table("room", "state", "pid", "restarts", "its log ends", expand=True, box=None)
+        table = Table("room", "state", "pid", "restarts", box=None)
+        table.add_column("its log ends", no_wrap=True, overflow="ellipsis")
         for child in supervisor.children:
             state = "running" if child.running else "waiting"
             pid = str(child.process.pid) if child.process else ""
-            last = child.last_line().replace("[", r"\[")
-            table.add_row(child.room, state, pid, str(child.restarts), last[-120:])
+            table.add_row(child.room, state, pid, str(child.restarts), Text(child.last_line()))
         return table
 
     with Live(render(), auto_refresh=False, redirect_stdout=True) as live:

@@ -1,15 +1,18 @@
 """The database and its sessions. The only place that commits."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session
 
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
 
 
@@ -22,8 +25,13 @@ class Database:
         if self.sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS} if self.sqlite else {"connect_timeout": 5}
-        # hide_parameters: an error's text must not carry people's data into logs
-        self.engine = sa.create_engine(url, pool_pre_ping=not self.sqlite, connect_args=connect_args, hide_parameters=True)
+        self.engine = sa.create_engine(
+            url,
+            pool_pre_ping=not self.sqlite,
+            connect_args=connect_args,
+            hide_parameters=True,  # an error's text must not carry people's data into logs
+            json_serializer=_to_json,
+        )
         if self.sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -43,6 +51,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _to_json(value: Any) -> str:
+    """JSON as PostgreSQL takes it: NUL characters, which it cannot store, are left out."""
+    return _NUL.sub(r"\1", orjson.dumps(value).decode())
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

@@ -80,7 +80,7 @@ def ensure(session: Session, identity: Identity) -> Task:
     if task is None:
         taken = session.exec(select(Task.id).where(Task.name == identity.name)).first()
         name = f"{identity.name} {identity.id[-6:]}" if taken else identity.name
-        task = Task(id=identity.id, name=name, teacher_model=identity.teacher_model[:200], system=identity.system)
+        task = Task(id=identity.id, name=name, teacher_model=identity.teacher_model[:200], system=identity.system.replace("\0", ""))
         try:
             with session.begin_nested():
                 session.add(task)

@@ -158,7 +158,7 @@ def reject(target: Target, note: Note = "", as_json: AsJson = False) -> None:
 def correct(
     target: Target,
     answer: Annotated[str | None, typer.Argument(help="What the answer should have been.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", allow_dash=True, help="Read it from a file; - is stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Read it from a file; - is stdin.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="A whole assistant message as JSON, for tool calls.")] = None,
     note: Note = "",
     as_json: AsJson = False,

@@ -17,6 +17,11 @@ class Main(TyperGroup):
         except Problem as problem:
             typer.echo(f"Error: {problem.message}", err=True)
             raise typer.Exit(1) from problem
+        except BrokenPipeError:  # `stillroom export | head`
+            raise
+        except OSError as error:  # a file or folder that the person named
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         panels: dict[str, list[tuple[str, str]]] = {}

@@ -131,13 +131,13 @@ _ISSUES = {
         "please refund {my|the} @{| I bought for $}",
         "I would like {my money back|a refund} for the @",
         "can I {exchange|swap} {my|the} @ for {a newer|another|a different} one",
-        "I need a return label for {my|the|this} @",
+        "{please send|where is} the return label for {my|the|this} @",
     ),
     "billing": (
         "I was charged {twice|two times|double} for {my|the|this} @",
         "{you|your shop} billed me $ {twice|by mistake|too much} for the @",
         "the invoice for {my|the} @ {is wrong|shows $ too much|has the wrong amount}",
-        "I need {a copy of the|an} invoice for {my|the} @",
+        "please send {a copy of the|an} invoice for {my|the} @",
         "my payment {of $ |}for the @ {failed|was declined|did not go through}",
     ),
     "delivery": (
@@ -164,17 +164,15 @@ _ISSUES = {
 }
 _PRIORITIES = {
     "low": (
-        "{there is |}no rush",
-        "{please |}take your time",
-        "this is not urgent{| for me| at all}",
-        "it can wait{| a few days| until next week}",
+        "there is {really |}no {rush|hurry}",
+        "{please |}take your time{| with this}",
+        "{this|it} can wait{| a few days| until next week}",
     ),
     "normal": ("",),
     "high": (
-        "{this|it} is {urgent|very urgent|quite urgent}",
-        "I need {an answer|a reply|help} {today|tonight|by tomorrow|before tomorrow}",
-        "please {fix|solve} this {as soon as possible|right away|immediately}",
-        "I {cannot|can't} wait {any longer|for this}",
+        "{this|it} is {urgent|very urgent|quite urgent|an emergency}",
+        "please {fix|solve|answer} this {as soon as possible|right away|immediately}",
+        "{this|it} is urgent, {the|my} deadline is {today|tonight|tomorrow}",
     ),
 }
 _SENTIMENTS = {

@@ -139,6 +139,8 @@ def test_people_decide(stillroom: Stillroom, sqlite: Database, task: Task) -> No
         (["task", "set", "odd or even", "holdout"], "is not key=value"),
         (["correct", "cap_nothing"], "Give the answer"),
         (["token", "revoke", "nothing"], "no token labelled"),
+        (["correct", "cap_nothing", "--file", "/nothing/there"], "No such file or directory: '/nothing/there'"),
+        (["export", "odd or even", "-o", "/nothing/there"], "No such file or directory"),
         (["up", "--without", "cellar"], "There is no room cellar: the rooms are proxy, distill, serving, admin"),
     ],
 )

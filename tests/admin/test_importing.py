@@ -176,10 +176,10 @@ def test_streams_and_their_metadata_are_kept(db: Database) -> None:
     assert (capture.answer_text, capture.meta) == ("odd", {"conversation": "c7", "imported": "file.jsonl"})
 
 
-def test_texts_that_postgresql_cannot_hold_are_imported(db: Database) -> None:
-    load(db, tuning("nul \0 here", "odd\0"))
-    [capture] = stored(db)
-    assert (capture.prompt_text, capture.answer_text) == ("nul  here", "odd")
+def test_a_line_that_postgresql_cannot_hold_is_left_out_on_both(db: Database) -> None:
+    report = load(db, tuning("nul \0 here"), recording("1?", meta={"x": "\0"}), tuning("2?"))
+    assert [(error.line, error.reason) for error in report.errors] == [(n, r"it holds a NUL character, \u0000") for n in (1, 2)]
+    assert report.imported == 1
 
 
 def test_gzip_and_a_byte_order_mark_are_read(db: Database) -> None:

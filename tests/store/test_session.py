@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlmodel import select
 
+from store import audit, tasks
 from store.session import Database
-from store.tables import Task
+from store.tables import AuditEvent, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,3 +109,13 @@ def test_only_the_session_commits() -> None:
     committing = {str(path.relative_to(ROOT)) for path in sources if re.search(r"\bcommit\(", path.read_text())}
     assert len(sources) > 20
     assert committing <= {"store/session.py"}
+
+
+def test_a_nul_character_in_what_people_sent_is_left_out_on_every_database(db: Database) -> None:
+    identity = tasks.identify({"model": "m", "messages": [{"role": "system", "content": "be\0have"}]})
+    with db.begin() as session:
+        tasks.ensure(session, identity)
+        audit.record(session, "test", "nul", detail={"text": "a\0b", "escaped": "\\u0000 is written like this"})
+    with db.read() as session:
+        assert session.exec(select(Task.system)).one() == "behave"
+        assert session.exec(select(AuditEvent.detail)).one() == {"text": "ab", "escaped": "\\u0000 is written like this"}
