@@ -1,7 +1,7 @@
 """vLLM's worker on the CPU, with adapters computed in groups. Imported inside vLLM's engine process only (`--worker-cls`).
 
 vLLM 0.32's CPU path copies the adapter's matrices once for every token of a batch. Here they are multiplied once for every run of
-tokens that use the same adapter: the same sums, four times the throughput (README).
+tokens that use the same adapter: the same sums, three times the throughput (README).
 """
 
 from typing import Any
