@@ -15,7 +15,7 @@ setup: $(VENV)/.ok
 $(VENV)/.ok: $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.9.8"
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(TORCH) -r $(LOCK) \
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r $(LOCK) \
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCK)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@

@@ -66,7 +66,7 @@ def can_group(model: PreTrainedModel) -> bool:
 def _forward_prefix(model: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
     """Keys and values of each layer, in turn, each (1, key heads, len(ids), head size)."""
     cache = DynamicCache(config=model.config)
-    with _logits_at(model, torch.zeros(1, len(ids), dtype=torch.bool)):
+    with _logits_at(model, torch.zeros(1, len(ids), dtype=torch.bool, device=model.device)):
         model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 

@@ -46,6 +46,8 @@ def spawn(
 
 def stop(child: subprocess.Popen[bytes], grace: float) -> int:
     """SIGTERM to the child's whole group, SIGKILL after `grace` seconds. Returns its exit code (negative: by signal)."""
+    if child.returncode is not None:  # waited for before: its id may be somebody else's by now
+        return child.returncode
     signal_group(child, signal.SIGTERM)
     try:
         return child.wait(grace)

@@ -22,8 +22,10 @@ TEXT = [
 ]
 
 
-def tiny_llama(folder: Path, *, template: str = CHATML, seed: int = 0, hidden: int = 64, layers: int = 2) -> Path:
-    """A model folder as `save_pretrained` writes it: float32, 4 heads and 2 key heads, 1,024 positions. About a second."""
+def tiny_llama(
+    folder: Path, *, template: str = CHATML, seed: int = 0, hidden: int = 64, layers: int = 2, positions: int = 1024
+) -> Path:
+    """A model folder as `save_pretrained` writes it: float32, 4 heads and 2 key heads. About a second."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -44,7 +46,7 @@ def tiny_llama(folder: Path, *, template: str = CHATML, seed: int = 0, hidden: i
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=positions,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,  # an embedding of zeros: must not be the end of turn's, which is to be learned

@@ -226,7 +226,7 @@ _MISSPELLINGS = {right: wrong for wrong, right in _SPELLING.items()}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 #: About what a byte-pair tokenizer makes of English: a token a word, a mark, a digit.
 _TOKENS = re.compile(r"[^\W\d]+|\d|[^\w\s]")
-_SHORTEST, _ROOM, _LONGEST = 12, 32, 41
+_SHORTEST, _ROOM, _LONGEST = 10, 30, 41
 
 
 def _write(rng: random.Random) -> Ticket:
@@ -255,11 +255,11 @@ def _finish(rng: random.Random, sentences: list[str], *, angry: bool) -> str:
     """One text: asides where the sentences are short, a greeting and a closing where there is room."""
     text = _join(rng, sentences, angry=angry)
     for aside in rng.sample(_ASIDES, 3):
-        if _length(text) < _SHORTEST or (_length(text) < 20 and rng.random() < 0.15):
+        if _length(text) < _SHORTEST or (_length(text) < 16 and rng.random() < 0.05):
             text = f"{text} {_join(rng, [_say(rng, [aside])], angry=False)}"
-    if rng.random() < 0.3 and _length(text) <= _ROOM:
+    if rng.random() < 0.2 and _length(text) <= _ROOM:
         text = _say(rng, _GREETINGS) + text
-    if rng.random() < 0.3 and _length(text) <= _ROOM:
+    if rng.random() < 0.2 and _length(text) <= _ROOM:
         text += _say(rng, _CLOSINGS)
     return _mistype(rng, text)
 
@@ -276,10 +276,10 @@ def _join(rng: random.Random, sentences: Sequence[str], *, angry: bool) -> str:
 def _mistype(rng: random.Random, text: str) -> str:
     """Now and then all in small letters, or one common misspelling; never in an order number."""
     chance = rng.random()
-    if chance < 0.03:
+    if chance < 0.02:
         return " ".join(word if _ORDER.search(word.lower()) else word.lower() for word in text.split(" "))
     words = [word for word in _MISSPELLINGS if re.search(rf"\b{word}\b", text)]
-    if chance < 0.1 and words:
+    if chance < 0.05 and words:
         word = rng.choice(words)
         return re.sub(rf"\b{word}\b", _MISSPELLINGS[word], text, count=1)
     return text

@@ -35,7 +35,7 @@ checkpoint_seconds = 1
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.Rig]:
     """A stillroom whose student is a tiny random model, with 80 pairs of a slow simulated teacher."""
     folder = tmp_path_factory.mktemp("kills")
-    base = models.tiny(folder / "base")
+    base = models.tiny_llama(folder / "base", hidden=256, positions=4096)
     (folder / "recipe.toml").write_text(RECIPE)
     settings = {"BASE_MODEL": str(base), "RECIPE": str(folder / "recipe.toml"), "TICK_SECONDS": "1", "LEASE_SECONDS": "4"}
     with rig.start(folder / "home", ["simulate", "--latency-ms", "20"], settings) as started:
