@@ -75,6 +75,16 @@ def processes(running: rig.Rig, word: str) -> list[psutil.Process]:
     return [p for p in psutil.Process(running.up.pid).children(recursive=True) if word in " ".join(p.cmdline())]
 
 
+def left_of(pids: list[int]) -> list[int]:
+    """Those that still run, once they have had 15 seconds to die; what nobody has waited for yet is dead."""
+    deadline = time.monotonic() + 15
+    while True:
+        alive = [p.pid for p in psutil.process_iter() if p.pid in pids and p.status() != psutil.STATUS_ZOMBIE]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.1)
+
+
 def task_id(running: rig.Rig) -> str:
     return running.until(lambda s: s.exec(select(Task.id).where(Task.name == TASK)).first(), 30, "the task")
 
@@ -108,10 +118,7 @@ def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_check
     everything = [running.up.pid, *(p.pid for p in psutil.Process(running.up.pid).children(recursive=True))]
     os.kill(running.up.pid, signal.SIGKILL)
     running.up.wait()
-    gone = time.monotonic() + 15
-    while any(psutil.pid_exists(pid) for pid in everything) and time.monotonic() < gone:
-        time.sleep(0.1)
-    assert not [pid for pid in everything if psutil.pid_exists(pid)]  # no orphan keeps running
+    assert not left_of(everything)  # no orphan keeps running
 
     restart(running)
     done = running.until(lambda s: (r := a_run(s)) and (r if r.status == RunStatus.SUCCEEDED else None), 300, "the run's end")
@@ -188,4 +195,4 @@ def test_vllm_killed_in_mid_answer_is_restarted_with_the_adapter_and_nobody_gets
 def test_up_stops_cleanly_and_leaves_no_process(running: rig.Rig) -> None:
     below = [p.pid for p in psutil.Process(running.up.pid).children(recursive=True)]
     assert children.stop(running.up, grace=60) == 0
-    assert not [pid for pid in below if psutil.pid_exists(pid)]
+    assert not left_of(below)
