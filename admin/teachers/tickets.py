@@ -34,7 +34,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Ticket:
-    text: str  #: 15 to 45 tokens of English
+    text: str  #: 9 to 45 tokens of English
     answer: dict[str, str | None]  #: the five fields, in SYSTEM's order
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows a step")
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
+    load = os.getloadavg()[0]  # of other work; 0 on an idle machine
     folder = base.prepare(base.DEFAULT, options.models)
     cases = {"shared system prompt": steps(folder, options.rows), "nothing shared": steps(folder, options.rows, distinct=True)}
     found = [
@@ -43,7 +44,7 @@ def main() -> None:
         for name, examples in cases.items()
     ]
     show(found)
-    machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    machine = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "load_before": round(load, 2)}
     result = {"command": COMMAND, "machine": machine, "model": "SmolLM2-135M-Instruct", "rows": options.rows, "cases": found}
     (RESULTS / "prefix.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
