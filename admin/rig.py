@@ -1,7 +1,6 @@
 """A teacher and a whole stillroom on free ports, in a folder of their own: for the demo, acceptance tests and benches."""
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import httpx
 import psutil
 from sqlmodel import Session, select
 
+from serving.command import free_port
 from store import children
 from store.session import Database
 from store.settings import StoreSettings
@@ -96,9 +96,9 @@ def start(
         teacher=process,
     )
     try:
-        _wait_for(f"http://127.0.0.1:{proxy_port}/readyz", running)
+        wait_for(f"http://127.0.0.1:{proxy_port}/readyz", running)
         if process is not None:
-            _wait_for(f"http://127.0.0.1:{teacher_port}/v1/models", process)
+            wait_for(f"http://127.0.0.1:{teacher_port}/v1/models", process)
         yield rig
     finally:
         children.stop(rig.up, grace=60)
@@ -139,14 +139,8 @@ def peak_memory() -> Iterator[Callable[[], float]]:
         done.set()
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nothing listened on just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Until the URL answers, with whatever status. Raises NotSeen after 60 seconds, or when its process has ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

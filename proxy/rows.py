@@ -1,12 +1,9 @@
 """From an exchange in the spool to its row in the database. Off the request's path, and never raises for a strange body."""
 
-import re
 import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-
-import orjson
 
 from proxy import request as requests
 from proxy.journal import Logged
@@ -18,7 +15,6 @@ from store.tasks import Identity
 
 MAX_DECODED = 100_000_000  # bytes: a compressed answer that grows beyond is kept as far as this
 _INT_MAX = 2**31 - 1
-_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def build(logged: Logged) -> tuple[Identity, Capture]:
@@ -89,8 +85,7 @@ def _meta(request: dict[str, Any]) -> dict[str, Any]:
     meta = dict(metadata) if isinstance(metadata, dict) else {}
     if isinstance(request.get("user"), str):
         meta["user"] = request["user"]
-    kept: dict[str, Any] = orjson.loads(_NUL.sub(rb"\1", orjson.dumps(meta)))
-    return kept
+    return meta
 
 
 def _text(value: object, limit: int | None = None) -> str | None:

@@ -45,15 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.Rig]:
 def restart(running: rig.Rig) -> None:
     """`stillroom up` once more, as a person would type it."""
     running.up = rig.spawn(["up"], running.home / "logs" / "up.log", running.environment)
-    port = httpx.URL(running.base_url).port
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError("the proxy did not come back")
+    rig.wait_for(running.base_url.removesuffix("v1") + "readyz", running.up)
 
 
 def ask(running: rig.Rig, ticket: tickets.Ticket) -> str:

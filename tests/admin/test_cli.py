@@ -13,7 +13,7 @@ import pytest
 from sqlmodel import select
 from typer.testing import Result
 
-from admin.rig import free_port
+from serving.command import free_port
 from store import routes
 from store.session import Database
 from store.tables import Capture, Review, Task

@@ -12,8 +12,8 @@ from typer.testing import Result
 
 from admin import doctor
 from admin.doctor import Check, Mark
-from admin.rig import free_port
 from admin.settings import AdminSettings
+from serving.command import free_port
 from store.session import Database
 
 

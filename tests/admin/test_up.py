@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from admin import home
-from admin.rig import free_port
+from serving.command import free_port
 
 T = TypeVar("T")
 UP = [sys.executable, "-m", "admin.cli", "up", "--without", "distill,serving"]
