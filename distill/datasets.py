@@ -36,7 +36,8 @@ class Row:
     completion: Message
 
     def line(self) -> bytes:
-        return orjson.dumps(self.__dict__, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+        """Keys in the order in which they came: a template that shows a tool's schema shows it in that order."""
+        return orjson.dumps(self.__dict__, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def select_rows(session: Session, task_id: str, policy: Policy) -> tuple[list[Row], list[Row]]:

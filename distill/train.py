@@ -263,7 +263,7 @@ def _fingerprint(base: Path, rows: Sequence[TrainRow], recipe: Recipe) -> str:
     digest = hashlib.sha256(recipe.hash().encode())
     digest.update((base / "config.json").read_bytes())
     for row in rows:
-        digest.update(json.dumps(asdict(row), sort_keys=True).encode())
+        digest.update(json.dumps(asdict(row)).encode())
     return digest.hexdigest()
 
 

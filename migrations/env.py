@@ -23,7 +23,7 @@ def render(kind: str, item: Any, _context: object) -> str | Literal[False]:
     if isinstance(item, columns.StateText):
         return "sa.String(32)"
     if isinstance(item, sa.JSON):
-        return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+        return "sa.JSON()" if item is columns.OrderedJson else 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
     if isinstance(item, AutoString):
         return f"sa.String({item.impl.length})"  # type: ignore[attr-defined]
     return False

@@ -10,6 +10,8 @@ from sqlalchemy.types import TypeDecorator
 from store.states import State
 
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+# What a chat template renders: PostgreSQL's JSONB would sort the keys, and a tool's schema would become other tokens.
+OrderedJson = sa.JSON()
 # SQLite counts rows by itself only in a column declared INTEGER.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from store import ids
-from store.columns import BigId, Json, StateText, UtcDateTime, now
+from store.columns import BigId, Json, OrderedJson, StateText, UtcDateTime, now
 from store.states import (
     AdapterStatus,
     CaptureStatus,
@@ -89,7 +89,7 @@ class Review(SQLModel, table=True):
     id: str = Field(default_factory=lambda: ids.new("rev"), primary_key=True, max_length=40)
     capture_id: str = Field(foreign_key="captures.id", index=True, max_length=40)
     kind: ReviewKind = Field(sa_type=StateText(ReviewKind))
-    correction: Message | None = Field(default=None, sa_type=Json)  #: the assistant message that should have been
+    correction: Message | None = Field(default=None, sa_type=OrderedJson)  #: the assistant message that should have been
     tags: list[str] = Field(default_factory=list, sa_type=Json)
     note: str = Field(default="", sa_type=sa.Text)
     reviewer: str = Field(default="", max_length=100)
@@ -109,10 +109,10 @@ class Pair(SQLModel, table=True):
     split: Split | None = Field(default=None, sa_type=StateText(Split))
     content_hash: str = Field(default="", max_length=64)  #: of messages, tools and completion
     conversation: str = Field(default="", max_length=64)  #: pairs with the same one share a split
-    messages: list[Message] = Field(default_factory=list, sa_type=Json)
-    tools: list[dict[str, Any]] | None = Field(default=None, sa_type=Json)
-    response_format: dict[str, Any] | None = Field(default=None, sa_type=Json)
-    completion: Message = Field(default_factory=dict, sa_type=Json)
+    messages: list[Message] = Field(default_factory=list, sa_type=OrderedJson)
+    tools: list[dict[str, Any]] | None = Field(default=None, sa_type=OrderedJson)
+    response_format: dict[str, Any] | None = Field(default=None, sa_type=OrderedJson)
+    completion: Message = Field(default_factory=dict, sa_type=OrderedJson)
     created_at: datetime = _created()
 
 
@@ -214,10 +214,10 @@ class EvaluationItem(SQLModel, table=True):
     __tablename__ = "evaluation_items"
     evaluation_id: str = Field(foreign_key="evaluations.id", primary_key=True, max_length=40)
     pair_id: str = Field(foreign_key="pairs.id", primary_key=True, max_length=40)
-    t0: Message = Field(sa_type=Json)
-    t1: Message | None = Field(default=None, sa_type=Json)
-    t2: Message | None = Field(default=None, sa_type=Json)
-    s: Message | None = Field(default=None, sa_type=Json)  #: None: the student gave no answer, see `error`
+    t0: Message = Field(sa_type=OrderedJson)
+    t1: Message | None = Field(default=None, sa_type=OrderedJson)
+    t2: Message | None = Field(default=None, sa_type=OrderedJson)
+    s: Message | None = Field(default=None, sa_type=OrderedJson)  #: None: the student gave no answer, see `error`
     agrees: bool  #: B = agree(s, t0)
     teacher_agrees: bool | None = None  #: A = agree(t1, t0); None when the teacher was not asked again
     stable: bool = True  #: t0 = t1 = t2

@@ -1,15 +1,15 @@
 """One turn of the wheel on recorded real traffic: `python -m tests.bench.bench_replay FILE.jsonl.gz`.
 
-Replays FILE as the teacher, sends the first requests of its train split through the proxy with the OpenAI SDK, lets the wheel
-turn once and records the verdict, whatever it is, in `tests/bench/results/replay-{name}.json`.
+Replays FILE as the teacher, sends requests of its train split, shuffled (files lie sorted by label), through the proxy with the
+OpenAI SDK, lets the wheel turn once and records the verdict, whatever it is, in `tests/bench/results/replay-{name}.json`.
 """
 
 import argparse
 import asyncio
 import json
+import random
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--after", type=int, default=100, help="requests sent after the verdict, to see who answers")
     parser.add_argument("--holdout", type=float, default=0.25, help="300 of 1,500 are the fewest that the gate can judge")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
     parser.add_argument("--models", type=Path, default=Path(".cache/models"))
     options = parser.parse_args()
-    rows = [row["request"] for row in islice(replay.requests(options.file, "train"), options.requests + options.after)]
+    rows = [row["request"] for row in replay.requests(options.file, "train")]
+    random.Random(options.seed).shuffle(rows)
+    rows = rows[: options.requests + options.after]
     home = Path(tempfile.mkdtemp(prefix="stillroom-replay-"))
     settings = {"TICK_SECONDS": "2", "MODELS_DIR": str(options.models.resolve())}
     begun = time.monotonic()

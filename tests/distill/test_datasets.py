@@ -1,5 +1,6 @@
 """Freezing pairs into a dataset: same pairs, same hash; people's word counts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,14 @@ def test_a_folder_left_by_a_crash_is_written_again(db: Database, task: str, sett
         session.rollback()
     dataset = freeze(db, task, settings)
     assert len(list(datasets.read(settings.home_path / dataset.path, "train"))) == dataset.train_rows
+
+
+def test_a_tools_schema_keeps_the_order_of_its_keys(db: Database, put: Callable[..., str], settings: DistillSettings) -> None:
+    parameters = {"type": "object", "required": ["zone"], "properties": {"zone": {"type": "string"}, "day": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    task_id = put(*(exchange(str(n), str(n % 2), request={"tools": tools}) for n in range(60)))
+    with db.begin() as session:
+        pairs.extract(session, task_id, POLICY)
+    dataset = freeze(db, task_id, settings)
+    for row in datasets.read(settings.home_path / dataset.path, "train"):
+        assert json.dumps(row.tools) == json.dumps(tools)

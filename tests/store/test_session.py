@@ -1,5 +1,6 @@
 """Transactions: all or nothing, and writers that wait for one another."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -10,7 +11,8 @@ from sqlmodel import select
 
 from store import audit, tasks
 from store.session import Database
-from store.tables import AuditEvent, Task
+from store.states import CaptureStatus, ReviewKind, Server
+from store.tables import AuditEvent, Capture, Review, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,3 +121,18 @@ def test_a_nul_character_in_what_people_sent_is_left_out_on_every_database(db: D
     with db.read() as session:
         assert session.exec(select(Task.system)).one() == "behave"
         assert session.exec(select(AuditEvent.detail)).one() == {"text": "ab", "escaped": "\\u0000 is written like this"}
+
+
+def test_an_answer_keeps_the_order_of_its_keys(db: Database) -> None:
+    correction = {"role": "assistant", "content": "", "b": {"z": 1, "a": 2}, "a": None}
+    with db.begin() as session:
+        session.add(Task(id="task_1", name="one"))
+        session.add(
+            Capture(
+                id="cap_1", task_id="task_1", endpoint="/", status=CaptureStatus.COMPLETE, served_by=Server.TEACHER, request=b"{}"
+            )
+        )
+        session.flush()
+        session.add(Review(capture_id="cap_1", kind=ReviewKind.CORRECT, correction=correction))
+    with db.read() as session:
+        assert json.dumps(session.exec(select(Review.correction)).one()) == json.dumps(correction)
