@@ -44,7 +44,8 @@ class Plan:
     holdout: float = 0.35  # with this seed 503 of them: from 500 on the gate can tell whatever the teacher's noise
     fresh: int = 100
     outage: int = 24
-    concurrency: int = 32
+    concurrency: int = 32  # of the traffic to learn from
+    live_concurrency: int = 4  # of what a student answers: on two cores it is quick only while few ask at once
     teacher_latency_ms: float = 400
     seed: int = 7
 
@@ -114,12 +115,12 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
     failures: list[str] = []
 
     console.rule("1. The teacher answers, stillroom captures")
-    opening = _send(console, rig, model, plan, first[:1], "first request")
+    opening = _send(console, rig, model, plan.concurrency, first[:1], "first request")
     task_id = rig.until(lambda s: s.exec(select(Task.id).where(Task.name == TASK)).first(), 30, "the task's row")
     with db.begin() as session:  # what `stillroom task set` does
         rule = policy.Policy(holdout=plan.holdout, first_pairs=plan.requests - 5)
         session.get_one(Task, task_id).policy = rule.model_dump(exclude_defaults=True)
-    captured = _send(console, rig, model, plan, first[1:], "requests, every third streamed")
+    captured = _send(console, rig, model, plan.concurrency, first[1:], "requests, every third streamed")
     failures += opening.failures + captured.failures
     enough = plan.requests - len(failures)
     captures = select(func.count()).select_from(Capture).where(Capture.task_id == task_id)
@@ -154,7 +155,7 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
     console.print(f"The route of {TASK} now points at [bold]{route.adapter_id}[/].")
     swapped = _send_until_student(rig, model, fresh)
     summary["swap_seconds"] = round(swapped - verdict.created_at.timestamp(), 2)
-    live = _send(console, rig, model, plan, fresh, "fresh requests")
+    live = _send(console, rig, model, plan.live_concurrency, fresh, "fresh requests")
     failures += live.failures
     summary["student_answered"], summary["teacher_answered"] = live.count(Server.STUDENT), live.count(Server.TEACHER)
     student_right = [ok for ok, by in zip(live.right, live.by, strict=True) if by == Server.STUDENT.value]
@@ -169,7 +170,7 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
         engine = session.exec(select(Engine).where(Engine.status == EngineStatus.READY)).one()
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    without_student = _send(console, rig, model, plan, outage, "requests with vLLM dead")
+    without_student = _send(console, rig, model, plan.live_concurrency, outage, "requests with vLLM dead")
     failures += without_student.failures
     summary["without_student"] = {"answered": len(without_student.by), "by_teacher": without_student.count(Server.TEACHER)}
     if without_student.count(Server.TEACHER) < len(outage):
@@ -181,7 +182,7 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
     console.rule("6. The teacher is killed: the student still answers")
     if rig.teacher is not None:
         children.stop(rig.teacher, grace=0)
-        without_teacher = _send(console, rig, model, plan, alone, "requests with the teacher dead")
+        without_teacher = _send(console, rig, model, plan.live_concurrency, alone, "requests with the teacher dead")
         failures += without_teacher.failures
         summary["without_teacher"] = {"answered": len(without_teacher.by), "by_student": without_teacher.count(Server.STUDENT)}
         if without_teacher.count(Server.STUDENT) < len(alone):
@@ -242,14 +243,14 @@ def _watch_evaluation(console: Console, rig: Rig, task_id: str) -> Verdict:
     return rig.until(lambda s: s.exec(select(Verdict).where(Verdict.task_id == task_id)).first(), 30, "the verdict")
 
 
-def _send(console: Console, rig: Rig, model: str, plan: Plan, some: list[tickets.Ticket], what: str) -> Sent:
-    """Send tickets with the OpenAI SDK, some at a time, every third streamed."""
+def _send(console: Console, rig: Rig, model: str, at_once: int, some: list[tickets.Ticket], what: str) -> Sent:
+    """Send tickets with the OpenAI SDK, `at_once` at a time, every third streamed."""
     sent = Sent()
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
         line = bar.add_task(what, total=len(some))
 
         async def everything() -> None:
-            room = asyncio.Semaphore(plan.concurrency)
+            room = asyncio.Semaphore(at_once)
 
             async def one(index: int, ticket: tickets.Ticket) -> None:
                 async with room:
