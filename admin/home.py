@@ -37,7 +37,7 @@ def lock(home: Path) -> Iterator[None]:
 
     The lock goes with the process, however it ends; the pid in the file is for people.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)  # what clients say is kept in it
     with _pid_file(home).open("a+") as file:
         for attempt in range(10):  # a dying one lets go when the kernel has buried it
             try:

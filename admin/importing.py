@@ -1,7 +1,8 @@
 """Recorded exchanges into captures: OpenAI fine-tuning lines, and recordings as the replayed teacher reads them.
 
 Read line by line; what cannot be used is reported with its line number and reason, the rest is imported. A capture's id is the
-hash of its line, so the same line imported again is there already.
+hash of its task and its line, so the same line imported again is there already; it sorts before the ids of live traffic, whose
+latest rows the gate judges on.
 """
 
 import gzip
@@ -15,7 +16,7 @@ import orjson
 import sqlalchemy as sa
 from pydantic import BaseModel, Field
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import col, select
+from sqlmodel import col
 
 from admin.problems import Invalid
 from store import answers, audit
@@ -24,10 +25,13 @@ from store.columns import now
 from store.session import Database
 from store.states import CaptureStatus, Server
 from store.tables import Capture, Message
+from store.tasks import Identity
 
 BATCH_ROWS, BATCH_BYTES = 500, 16_000_000
 LINE_BYTES = 16_000_000  # a longer line is no exchange
 REPORTED = 1000  # errors told one by one; more are counted
+BOM = b"\xef\xbb\xbf"
+_INT_MAX = 2**31 - 1
 SHAPES = (
     'a line is {"messages": [..., {"role": "assistant", ...}]} (OpenAI fine-tuning) or '
     '{"request": {"messages": [...]}, "response": {"choices": [...]}} (a recording)'
@@ -66,10 +70,8 @@ class Exchange:
     """One usable line."""
 
     key: str  #: hash of the line
-    request: dict[str, Any]
-    response: bytes  #: JSON, or the text of a stream
-    stream: bool
-    answer: answers.Answer
+    task: Identity
+    row: dict[str, Any]  #: a capture's columns, but for its id and its task
 
 
 def load(
@@ -89,7 +91,7 @@ def load(
         try:
             if isinstance(line, Unusable):
                 raise line
-            exchange = read(line, model=model)
+            exchange = read(line, source=report.source, task=task, model=model)
         except Unusable as reason:
             report.add_error(number, str(reason))
             continue
@@ -99,15 +101,15 @@ def load(
         batch[exchange.key] = exchange
         size += len(line)
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
-            _store(db, batch, task, report)
+            _store(db, list(batch.values()), task, report)
             batch, size = {}, 0
-    _store(db, batch, task, report)
+    _store(db, list(batch.values()), task, report)
     with db.begin() as session:
         audit.record(session, by, "import", task or "", report.model_dump(include={"source", "imported", "duplicates", "failed"}))
     return report
 
 
-def read(line: bytes, *, model: str | None = None) -> Exchange:
+def read(line: bytes, *, source: str, task: str | None = None, model: str | None = None) -> Exchange:
     """The exchange in a line. Raises Unusable."""
     try:
         row = orjson.loads(line)
@@ -115,26 +117,20 @@ def read(line: bytes, *, model: str | None = None) -> Exchange:
         raise Unusable(f"no JSON: {error}") from error
     if not isinstance(row, dict):
         raise Unusable(f"no JSON object; {SHAPES}")
-    if rb"\u0000" in line:  # PostgreSQL's text and JSON have none
-        raise Unusable("it holds a NUL character, \\u0000")
-    if "messages" in row:
-        request, response, stream = _tuning_line(row)
-    elif "request" in row:
-        request, response, stream = _recording(row)
-    else:
-        raise Unusable(f"neither `messages` nor `request`; {SHAPES}")
-    if model and not request.get("model"):
-        request["model"] = model
     try:
-        identity.identify(request)
+        if "messages" in row:
+            request, response, stream = _tuning_line(row)
+        elif "request" in row:
+            request, response, stream = _recording(row)
+        else:
+            raise Unusable(f"neither `messages` nor `request`; {SHAPES}")
+        if model and not request.get("model"):
+            request["model"] = model
+        return Exchange(hashlib.sha256(line).hexdigest(), identity.identify(request, task), _row(request, response, stream, source))
     except identity.BadTaskName as error:
         raise Unusable(f"metadata.task: {error}") from error
-    answer = answers.read(response, stream=stream)
-    if answer.error:
-        raise Unusable(f"the answer is an error: {answer.error}"[:300])
-    if not answer.ended:
-        raise Unusable("the recorded stream broke off before its [DONE]")
-    return Exchange(hashlib.sha256(line).hexdigest(), request, response, stream, answer)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # shapes that nobody thought of, or nested too deep
+        raise Unusable(f"it cannot be read: {error}"[:300]) from error
 
 
 def _tuning_line(row: dict[str, Any]) -> tuple[dict[str, Any], bytes, bool]:
@@ -146,6 +142,8 @@ def _tuning_line(row: dict[str, Any]) -> tuple[dict[str, Any], bytes, bool]:
         raise Unusable("the answer has weight 0: it is not meant to be learned")
     if not asked:
         raise Unusable("there is an answer and no question")
+    if not isinstance(said.get("tool_calls") or [], list):
+        raise Unusable("`tool_calls` is no list")
     if not (isinstance(said.get("content"), str) and said["content"]) and not said.get("tool_calls"):
         raise Unusable("the answer is empty")
     tools: dict[str, Any] = {key: row[key] for key in ("tools", "tool_choice", "parallel_tool_calls") if key in row}
@@ -182,56 +180,70 @@ def _unweighted(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "weight"}
 
 
-def _store(db: Database, batch: dict[str, Exchange], task: str | None, report: Report) -> None:
+def _row(request: dict[str, Any], response: bytes, stream: bool, source: str) -> dict[str, Any]:
+    """A capture's columns, but for its id and its task. Raises Unusable, and whatever a strange shape makes of it."""
+    answer = answers.read(response, stream=stream)
+    if answer.error:
+        raise Unusable(f"the answer is an error: {answer.error}"[:300])
+    if not answer.ended:
+        raise Unusable("the recorded stream broke off before its [DONE]")
+    asked = [m for m in request["messages"] if m.get("role") == "user"]
+    metadata, model, user = request.get("metadata"), request.get("model"), request.get("user")
+    capture = Capture(
+        id="",
+        created_at=now(),
+        task_id="",
+        endpoint="/v1/chat/completions",
+        status=CaptureStatus.COMPLETE,
+        served_by=Server.TEACHER,
+        model=_text(model)[:200] if isinstance(model, str) else "",
+        stream=stream,
+        http_status=200,
+        request=orjson.dumps(request),
+        response=response,
+        prompt_text=_text(identity.text_of(asked[-1].get("content"))) if asked else "",
+        answer_text=_text(answers.text_of(answer.message)),
+        finish_reason=_text(answer.finish_reason)[:40] if answer.finish_reason else None,
+        prompt_tokens=_count(answer.prompt_tokens),
+        completion_tokens=_count(answer.completion_tokens),
+        meta={
+            **(metadata if isinstance(metadata, dict) else {}),
+            **({"user": user} if isinstance(user, str) else {}),
+            "imported": source,
+        },
+    )
+    return capture.model_dump(exclude={"id", "task_id"})
+
+
+def _text(value: str) -> str:
+    """Text as PostgreSQL takes it: without NUL."""
+    return value.replace("\0", "")
+
+
+def _count(value: int | None) -> int | None:
+    return None if value is None else min(max(int(value), 0), _INT_MAX)
+
+
+def _store(db: Database, batch: list[Exchange], task: str | None, report: Report) -> None:
     """Write a batch in one transaction; what is there already counts as duplicate."""
     if not batch:
         return
     with db.begin() as session:
         named = identity.find(session, task) if task else None
-        rows = {}
-        for exchange in batch.values():
-            owner = named or identity.ensure(session, identity.identify(exchange.request, task))
-            row = _capture(exchange, owner.id, report.source)
-            rows[row["id"]] = (row, owner.name)
-        known = set(session.exec(select(Capture.id).where(col(Capture.id).in_(list(rows)))).all())
-        fresh = [row for row_id, (row, _) in rows.items() if row_id not in known]
-        if fresh:
-            dialect = postgresql if session.connection().dialect.name == "postgresql" else sqlite
-            insert: Any = dialect.insert(cast(sa.Table, Capture.__table__))  # type: ignore[attr-defined]
-            session.execute(insert.on_conflict_do_nothing(), fresh)  # another import may be at the same lines
-    report.imported += len(fresh)
-    report.duplicates += len(known)
-    for row_id, (_, name) in rows.items():
-        if row_id not in known:
-            report.tasks[name] = report.tasks.get(name, 0) + 1
-
-
-def _capture(exchange: Exchange, task_id: str, source: str) -> dict[str, Any]:
-    request, answer = exchange.request, exchange.answer
-    asked = [m for m in request["messages"] if m.get("role") == "user"]
-    metadata = request.get("metadata")
-    key = hashlib.sha256(f"{task_id}\n{exchange.key}".encode()).hexdigest()
-    model = request.get("model")
-    capture = Capture(
-        id=f"cap_imp{key[:32]}",
-        created_at=now(),
-        task_id=task_id,
-        endpoint="/v1/chat/completions",
-        status=CaptureStatus.COMPLETE,
-        served_by=Server.TEACHER,
-        model=model[:200] if isinstance(model, str) else "",
-        stream=exchange.stream,
-        http_status=200,
-        request=orjson.dumps(request),
-        response=exchange.response,
-        prompt_text=identity.text_of(asked[-1].get("content")) if asked else "",
-        answer_text=answers.text_of(answer.message),
-        finish_reason=answer.finish_reason[:40] if answer.finish_reason else None,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        meta={**(metadata if isinstance(metadata, dict) else {}), "imported": source},
-    )
-    return capture.model_dump()
+        rows, names = {}, {}
+        for exchange in batch:
+            owner = named or identity.ensure(session, exchange.task)
+            key = hashlib.sha256(f"{owner.id}\n{exchange.key}".encode()).hexdigest()
+            row_id = f"cap_{'0' * 11}{key[:25]}"
+            rows[row_id], names[row_id] = {**exchange.row, "id": row_id, "task_id": owner.id}, owner.name
+        dialect = postgresql if session.connection().dialect.name == "postgresql" else sqlite
+        insert: Any = dialect.insert(cast(sa.Table, Capture.__table__))  # type: ignore[attr-defined]
+        # Another import may be at the same lines: what was written is what the database says.
+        written = session.execute(insert.on_conflict_do_nothing().returning(col(Capture.id)), list(rows.values())).scalars().all()
+    report.imported += len(written)
+    report.duplicates += len(batch) - len(written)
+    for row_id in written:
+        report.tasks[names[row_id]] = report.tasks.get(names[row_id], 0) + 1
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
@@ -241,11 +253,11 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
     source = cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb")) if start == b"\x1f\x8b" else file
     number = 0
     try:
-        while line := source.readline(LINE_BYTES):
+        if source.read(len(BOM)) != BOM:
+            source.seek(0)
+        while line := source.readline(LINE_BYTES + 1):
             number += 1
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            if len(line) > LINE_BYTES and not line.endswith(b"\n"):
                 while (rest := source.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
                 yield number, Unusable(f"longer than {LINE_BYTES // 1_000_000} MB")

@@ -49,11 +49,16 @@ def fetch(
     return rows[: min(limit, LIMIT)], len(rows) > min(limit, LIMIT)
 
 
+def number(value: str) -> int | None:
+    """The id of a counted row; None if there can be no such row."""
+    return int(value) if value.isdecimal() and len(value) <= 18 else None
+
+
 def _row(session: Session, table: type[Row], key: InstrumentedAttribute[Any], value: str, find: dict[str, Any]) -> Row:
     found: Row | None = None
     counted = isinstance(key.type, sa.Integer)
-    if not counted or value.isdecimal():
-        found = session.get(table, {**find, key.key: int(value) if counted else value})
+    if not counted or number(value) is not None:
+        found = session.get(table, {**find, key.key: number(value) if counted else value})
     if found is None:
         raise NotFound(f"`after` is {value!r}, and there is no such row to go on from", "unknown_cursor")
     return found

@@ -48,10 +48,10 @@ class Unavailable(Problem):
     type = "unavailable_error"
 
 
-def not_installed(what: str, extra: str) -> Unavailable:
-    """A part of stillroom whose packages are missing, and the line that installs them."""
-    return Unavailable(f"{what} is not installed here. Install it with: {pip_line(extra)}", "not_installed")
+#: How to get what is missing. Only uv knows what must be left out, and stillroom is on no index.
+INSTALL = "in the checkout: make setup (with a GPU, or by hand: deploy/README.md)"
 
 
-def pip_line(extra: str) -> str:
-    return f"pip install 'stillroom[{extra}]'"
+def not_installed(what: str) -> Unavailable:
+    """A part of stillroom whose packages are missing, and what installs them."""
+    return Unavailable(f"{what} is not installed here; {INSTALL}", "not_installed")

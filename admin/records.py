@@ -43,8 +43,8 @@ def listing(session: Session, kind: Kind, *, task_id: str | None = None, after: 
 
 def one(session: Session, kind: Kind, row_id: str) -> SQLModel:
     """One row. Raises NotFound."""
-    key: Any = int(row_id) if kind.table is AuditEvent and row_id.isdecimal() else row_id
-    found = None if kind.table is AuditEvent and not isinstance(key, int) else session.get(kind.table, key)
+    key: Any = pages.number(row_id) if kind.table is AuditEvent else row_id
+    found = None if key is None else session.get(kind.table, key)
     if found is None:
         raise NotFound(f"There is no {kind.noun} {row_id!r}.", "unknown_row")
     return found

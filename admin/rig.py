@@ -1,5 +1,6 @@
 """A teacher and a whole stillroom on free ports, in a folder of their own: for the demo, acceptance tests and benches."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,12 +69,14 @@ class Rig:
 def start(
     home: Path, teacher: Sequence[str] | None, settings: Mapping[str, str], *, key: str | None = None, up: Sequence[str] = ()
 ) -> Iterator[Rig]:
-    """Start `stillroom teacher {teacher}` (None: whatever the environment names) and `stillroom up`; all gone when the block ends.
+    """Start `stillroom teacher {teacher}` (None: TEACHER_URL of `settings` is one) and `stillroom up`; gone when the block ends.
 
-    `settings` are STILLROOM_* variables without the prefix; `key` is the operator's key for the teacher.
+    `settings` are STILLROOM_* variables without the prefix, the only ones that hold: what the person's own environment says of a
+    database, a vLLM or a teacher is not for this. `key` is the operator's key for the teacher.
     """
     proxy_port, admin_port, teacher_port = (free_port() for _ in range(3))
-    (home / "logs").mkdir(exist_ok=True, parents=True)
+    home.mkdir(mode=0o700, exist_ok=True, parents=True)
+    (home / "logs").mkdir(exist_ok=True)
     environment = {
         "STILLROOM_HOME": str(home),
         "STILLROOM_PROXY_PORT": str(proxy_port),
@@ -108,10 +111,15 @@ def start(
 
 
 def spawn(arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A `stillroom` command in a process that does not outlive this one."""
+    """A `stillroom` command in a process that does not outlive this one, with no STILLROOM_* variables but those given."""
+    inherited = {name: "" for name in os.environ if name.startswith("STILLROOM_")}  # empty is as if it were not set
     with log.open("ab") as file:
         return children.spawn(
-            [*STILLROOM, *arguments], stdout=file, stderr=file, environment=environment, death_signal=signal.SIGTERM
+            [*STILLROOM, *arguments],
+            stdout=file,
+            stderr=file,
+            environment={**inherited, **(environment or {})},
+            death_signal=signal.SIGTERM,
         )
 
 

@@ -1,4 +1,4 @@
-"""Trainings and examinations as people see them: a run with its progress and loss curve, an evaluation with its items."""
+"""Trainings and evaluations as people see them: a run with its progress and loss curve, an evaluation with its items."""
 
 from datetime import datetime
 from typing import Any
@@ -75,6 +75,12 @@ class EvaluationLine(BaseModel, from_attributes=True):
     reason: str | None = None
     error: str | None
     finished_at: datetime | None
+
+
+class EvaluationDetail(EvaluationLine):
+    """An evaluation with a page of its items."""
+
+    items: "Page[Item]"
 
 
 class Item(BaseModel, from_attributes=True):

@@ -58,7 +58,7 @@ def opened(settings: StoreSettings, *, upgrade: bool = True) -> Iterator[Databas
     try:
         db = Database(settings.url)
     except ModuleNotFoundError as missing:
-        raise not_installed(f"The database's driver ({missing.name})", "postgres") from missing
+        raise not_installed(f"The database's driver ({missing.name})") from missing
     except ArgumentError as error:
         says = "STILLROOM_DATABASE_URL is no database URL, such as postgresql://user:password@host/name."
         raise Invalid(says, "bad_url") from error

@@ -96,7 +96,7 @@ class Supervisor:
                 children.signal_group(child.process, signal.SIGKILL)
 
     def _start(self, child: Child) -> None:
-        child.log.parent.mkdir(parents=True, exist_ok=True)
+        child.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if child.log.exists() and child.log.stat().st_size > LOG_BYTES:
             child.log.replace(child.log.with_suffix(".old.log"))
         with child.log.open("ab") as file:

@@ -10,7 +10,7 @@ from sqlmodel import Session, col, func, select
 
 from admin import pages
 from admin.pages import Page
-from admin.problems import Conflict, Invalid, NotFound, pip_line
+from admin.problems import INSTALL, Conflict, Invalid, NotFound
 from store import audit, policy
 from store import tasks as identity
 from store.columns import now
@@ -58,7 +58,7 @@ class TaskDetail(TaskLine):
     """A task with what it was made of and what its owner decided."""
 
     system: str = Field(description="Its system message.")
-    policy: Policy = Field(description="What holds, defaults and decisions together.")
+    policy: Policy | None = Field(description="What holds, defaults and decisions together; none: see `next`.")
     decided: dict[str, Any] = Field(description="What its owner decided otherwise than the defaults.")
     train_asked_at: datetime | None
 
@@ -87,7 +87,7 @@ def one(session: Session, name_or_id: str) -> TaskDetail:
     return TaskDetail(
         **_lines(session, [task])[0].model_dump(),
         system=task.system,
-        policy=policy.of(task),
+        policy=None if _unusable(task) else policy.of(task),
         decided=task.policy,
         train_asked_at=task.train_asked_at,
     )
@@ -125,15 +125,14 @@ def decide(session: Session, name_or_id: str, changes: dict[str, Any], *, by: st
     """Change a task's policy, key by key; None takes a key back to its default. Raises NotFound, Invalid (nothing is changed)."""
     task = find(session, name_or_id)
     wanted = {**task.policy, **changes}
-    for key in Policy.model_fields:
+    for key in {*Policy.model_fields, *task.policy}:
         if wanted.get(key) is None:
             wanted.pop(key, None)
     try:
         decided = Policy.model_validate(wanted)
     except ValidationError as error:
-        reasons = "; ".join(_reason(each["loc"], each["msg"]) for each in error.errors())
         keys = ", ".join(Policy.model_fields)
-        raise Invalid(f"The policy is unchanged: {reasons}. The keys are {keys}.", "bad_policy") from error
+        raise Invalid(f"The policy is unchanged: {_reasons(error)}. The keys are {keys}.", "bad_policy") from error
     if decided.cron is not None:
         _check_cron(decided.cron)
     before, task.policy = task.policy, decided.model_dump(mode="json", exclude_defaults=True)
@@ -160,6 +159,8 @@ def next_step(session: Session, task: Task) -> str:
     """What happens next with a task, in words."""
     if task.status == TaskStatus.IGNORED:
         return task.status.sentence
+    if unusable := _unusable(task):
+        return unusable
     from distill import due as wheel
 
     try:
@@ -167,6 +168,20 @@ def next_step(session: Session, task: Task) -> str:
     except ModuleNotFoundError:
         return "by its timetable, which is read where distill is installed"
     return f"trains now: {due.why}" if due.now else due.why
+
+
+def check_policy(task: Task) -> None:
+    """Raises Conflict, with what to do, if the task's row holds what a policy cannot."""
+    if unusable := _unusable(task):
+        raise Conflict(f"{task.name}: {unusable}", "bad_policy")
+
+
+def _unusable(task: Task) -> str | None:
+    try:
+        policy.of(task)
+    except ValidationError as error:
+        return f"its policy cannot be used: {_reasons(error)}. `stillroom task set NAME KEY=` takes a key back to its default."
+    return None
 
 
 def _lines(session: Session, tasks: Sequence[Task]) -> list[TaskLine]:
@@ -205,6 +220,10 @@ def _counts(column: Any, ids: Sequence[str]) -> Any:
     return sa.select(column, func.count()).where(col(column).in_(ids)).group_by(column)
 
 
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(_reason(each["loc"], each["msg"]) for each in error.errors())
+
+
 def _reason(where: tuple[int | str, ...], message: str) -> str:
     key = ".".join(map(str, where))
     return f"{key!r} is no key of a policy" if message.startswith("Extra inputs") else f"{key}: {message}"
@@ -214,7 +233,7 @@ def _check_cron(line: str) -> None:
     try:
         from apscheduler.triggers.cron import CronTrigger
     except ModuleNotFoundError:
-        raise Invalid(f"A timetable can only be set where training is installed: {pip_line('distill')}.", "not_installed") from None
+        raise Invalid(f"A timetable can only be set where training is installed; {INSTALL}", "not_installed") from None
     try:
         CronTrigger.from_crontab(line)
     except ValueError as error:

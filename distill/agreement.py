@@ -42,6 +42,16 @@ def agree(kind: Kind, x: Message | None, t: Message) -> bool:
     """Whether answer `x` says what the teacher's answer `t` says. No answer agrees with nothing."""
     if x is None:
         return False
+    try:
+        return _agree(kind, x, t)
+    except RecursionError:  # one of them is nested some hundred times: nobody's answer
+        return False
+
+
+_UNPARSED = object()
+
+
+def _agree(kind: Kind, x: Message, t: Message) -> bool:
     if kind is Kind.TOOLS:
         return _calls(x) == _calls(t) if t.get("tool_calls") else not x.get("tool_calls") and _same_text(x, t)
     if kind is Kind.JSON:
@@ -50,13 +60,10 @@ def agree(kind: Kind, x: Message | None, t: Message) -> bool:
     return _same_text(x, t)
 
 
-_UNPARSED = object()
-
-
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _UNPARSED
 
 
@@ -65,7 +72,7 @@ def _same(x: Any, t: Any) -> bool:
     if isinstance(x, bool) or isinstance(t, bool) or x is None or t is None:
         return x is t
     if isinstance(x, int | float) and isinstance(t, int | float):
-        return math.isclose(x, t, rel_tol=1e-6)
+        return x == t or _close(x, t)
     if isinstance(x, dict) and isinstance(t, dict):
         return x.keys() == t.keys() and all(_same(x[key], t[key]) for key in t)
     if isinstance(x, list) and isinstance(t, list):
@@ -75,14 +82,27 @@ def _same(x: Any, t: Any) -> bool:
     return False
 
 
+def _close(x: float, t: float) -> bool:
+    try:
+        return math.isclose(x, t, rel_tol=1e-6)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
 def _calls(message: Message) -> list[str]:
     """Tool calls as comparable text, in no order: parallel calls may come in any."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        return [repr(calls)]
     found = []
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
-        arguments = _parse(function.get("arguments") or "{}")
-        arguments = function.get("arguments") if arguments is _UNPARSED else arguments
-        found.append(json.dumps([function.get("name"), arguments], sort_keys=True))
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            found.append(repr(call))
+            continue
+        arguments = function.get("arguments") or "{}"
+        parsed = _parse(arguments) if isinstance(arguments, str) else arguments
+        found.append(json.dumps([function.get("name"), arguments if parsed is _UNPARSED else parsed], sort_keys=True))
     return sorted(found)
 
 

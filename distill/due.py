@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlmodel import Session, col, func, select
 
 from distill import datasets, runs
 from store import audit, policy
 from store.columns import now
-from store.states import PairStatus, Split, TaskStatus
-from store.tables import Dataset, Pair, Run, Task
+from store.policy import Policy
+from store.states import PairStatus, ReviewKind, Split, TaskStatus
+from store.tables import Dataset, Pair, Review, Run, Task
 
 
 @dataclass(frozen=True)
@@ -28,39 +31,63 @@ def decide(session: Session, task: Task, at: datetime) -> Due:
         return Due(True, "a person asked for it")
     if task.status != TaskStatus.ACTIVE:
         return Due(False, f"the task is {task.status}")
-    rule = policy.of(task)
-    ready = dict(
-        session.exec(
-            select(Pair.split, func.count())
-            .where(Pair.task_id == task.id, Pair.status == PairStatus.READY)
-            .group_by(col(Pair.split))
-        ).all()
-    )
+    try:
+        rule = policy.of(task)
+    except ValidationError:
+        return Due(False, "the task's policy cannot be read: set it again")
+    ready = _ready(session, task, rule)
     pairs = sum(ready.values())
     last = session.exec(select(Run).where(Run.task_id == task.id).order_by(col(Run.created_at).desc())).first()
+    turned = max(filter(None, [task.turned_at, last.created_at if last else None]), default=None)
     if last is None:
-        if pairs >= rule.first_pairs:
-            return Due(True, f"{pairs} pairs are enough for a first training")
-        return Due(False, f"{rule.first_pairs - pairs} more pairs until the first training")
-    if rule.cron is not None:
+        if pairs < rule.first_pairs:
+            kind = "pairs" if rule.train_unreviewed else "pairs approved by a person"
+            return Due(False, f"{rule.first_pairs - pairs} more {kind} until the first training")
+        why = f"{pairs} pairs are enough for a first training"
+    elif rule.cron is not None and turned is not None:
         from apscheduler.triggers.cron import CronTrigger  # here: whoever only asks for a turn need not have it
 
-        fire = CronTrigger.from_crontab(rule.cron, timezone="UTC").get_next_fire_time(None, last.created_at + timedelta(seconds=1))
+        fire = CronTrigger.from_crontab(rule.cron, timezone="UTC").get_next_fire_time(None, turned + timedelta(seconds=1))
         return Due(
             fire is not None and fire <= at, f"by its timetable at {fire:%Y-%m-%d %H:%M} UTC" if fire else "never, by its timetable"
         )
-    next_at = last.created_at + timedelta(hours=rule.min_hours)
-    needed = round(session.get_one(Dataset, last.dataset_id).train_rows * (1 + rule.growth)) - ready.get(Split.TRAIN, 0)
-    if needed > 0:
-        return Due(False, f"{needed} more training pairs until the next training")
+    else:
+        needed = round(session.get_one(Dataset, last.dataset_id).train_rows * (1 + rule.growth)) - ready.get(Split.TRAIN, 0)
+        if needed > 0:
+            return Due(False, f"{needed} more training pairs until the next training")
+        why = f"the pairs have grown by {rule.growth:.0%}"
+    if turned is None:
+        return Due(True, why)
+    next_at = turned + timedelta(hours=rule.min_hours)
     if next_at > at:
-        return Due(False, f"the pairs have grown enough; not before {next_at:%Y-%m-%d %H:%M} UTC")
-    return Due(True, f"the pairs have grown by {rule.growth:.0%}")
+        return Due(False, f"{why}; after the last turn not before {next_at:%Y-%m-%d %H:%M} UTC")
+    return Due(True, why) if _news(session, task, turned) else Due(False, "there is nothing new since the last turn")
 
 
 def ask(session: Session, task_id: str, by: str) -> None:
-    """Ask for a turn now. Raises NotTrainable at once if the task has too little to learn from."""
+    """Ask for a turn now. Raises NotTrainable at once if the task has too little to learn from, or no readable policy."""
     task = session.get_one(Task, task_id)
-    datasets.check_trainable(*datasets.select_rows(session, task_id, policy.of(task)))
+    try:
+        rule = policy.of(task)
+    except ValidationError as error:
+        raise datasets.NotTrainable("its policy cannot be read: set it again") from error
+    datasets.check_trainable(datasets.choose(session, task_id, rule))
     task.train_asked_at = now()
     audit.record(session, by, "train", task_id)
+
+
+def _ready(session: Session, task: Task, rule: Policy) -> dict[str | None, int]:
+    """How many pairs there are to learn from, by split; where the policy asks for a person's word, those that have a good one."""
+    query = select(Pair.split, func.count()).where(Pair.task_id == task.id, Pair.status == PairStatus.READY)
+    if not rule.train_unreviewed:
+        good = col(Review.kind).in_([ReviewKind.APPROVE, ReviewKind.CORRECT])
+        query = query.where(sa.exists().where(col(Review.capture_id) == col(Pair.capture_id), good))
+    return {split: count for split, count in session.exec(query.group_by(col(Pair.split)))}  # noqa: C416 - mypy wants it so
+
+
+def _news(session: Session, task: Task, since: datetime) -> bool:
+    """Whether a pair or a review has come since."""
+    pair = select(Pair.id).where(Pair.task_id == task.id, Pair.created_at > since).limit(1)
+    review = select(Review.id).join(Pair, col(Pair.capture_id) == col(Review.capture_id))
+    review = review.where(Pair.task_id == task.id, Review.created_at > since).limit(1)
+    return session.exec(pair).first() is not None or session.exec(review).first() is not None

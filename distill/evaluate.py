@@ -1,12 +1,12 @@
 """Evaluation: every holdout prompt put to the candidate through vLLM, and to the teacher again where there is a key.
 
-Items are stored as they are answered: a crash costs the questions under way, no more.
+Items are stored some at a time as they are answered: what is killed loses the questions under way and the last few answered.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from sqlmodel import Session, col, select
 
 from distill import agreement
 from distill.agreement import Kind
-from distill.datasets import Row, read
+from distill.datasets import Damaged, Row, check_whole, read
 from distill.gate import Counts
 from distill.settings import DistillSettings
-from serving.vllm import StudentRefused, StudentServer
+from serving.vllm import StudentError, StudentRefused, StudentServer, StudentSlow
 from store import answers, prompts
 from store.columns import now
 from store.session import Database
@@ -29,6 +29,12 @@ from store.tables import Adapter, Capture, Dataset, Evaluation, EvaluationItem, 
 log = logging.getLogger("stillroom.distill")
 ANSWERED = {"stop", "tool_calls"}
 SAVE_EVERY = 8
+MAX_ATTEMPTS = 8  # in a row that break off with nothing answered
+PROBE_SECONDS = 60.0
+
+
+class EvaluationFailed(Exception):
+    """The evaluation cannot be finished; the message is its row's error."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,25 @@ def open_evaluation(session: Session, adapter: Adapter, dataset: Dataset) -> Eva
 
 
 def run(
-    db: Database, evaluation: Evaluation, dataset: Dataset, engine: str, settings: DistillSettings, check: Callable[[], None]
+    db: Database,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    engine: str,
+    settings: DistillSettings,
+    check: Callable[[], None],
+    *,
+    context: int | None = None,
 ) -> None:
     """Ask what has not been asked yet, and mark the evaluation done. `check` raises if this process must stop.
 
-    Raises StudentError if the engine or the adapter is gone; what is answered by then is kept.
+    Raises StudentError if the engine or the adapter is gone; what is answered by then is kept. Raises EvaluationFailed, and marks
+    it so, if that happened too often with nothing answered, or if the dataset's files are not what they were.
     """
+    try:
+        check_whole(dataset, settings)
+    except Damaged as damaged:
+        _fail(db, evaluation.id, str(damaged))
+        raise EvaluationFailed(str(damaged)) from damaged
     rows = list(read(settings.home_path / dataset.path, "holdout"))
     kind = agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
     with db.read() as session:
@@ -103,28 +122,38 @@ def run(
         questions = [Question(row, _request(session, row)) for row in rows if row.pair_id not in done]
     longest = max((len(answers.text_of(row.completion)) for row in rows), default=0)
     with (
-        StudentServer(engine) as student,
+        StudentServer(engine, timeout=settings.eval_timeout) as student,
         Teacher(settings, questions=2 * len(rows)) as teacher,
         ThreadPoolExecutor(settings.eval_concurrency) as pool,
     ):
 
         def ask(question: Question) -> EvaluationItem:
-            s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest)
+            s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest, context)
             return item(evaluation.id, kind, question.row, s, teacher.answer_twice(question.request), latency, error)
 
         waiting = [pool.submit(ask, question) for question in questions]
-        answered: list[EvaluationItem] = []
+        saved: set[Future[EvaluationItem]] = set()
+
+        def save(*, finished: bool = False) -> None:
+            """Store what is answered and not stored yet."""
+            answered = [f for f in waiting if f not in saved and f.done() and not f.cancelled() and f.exception() is None]
+            check()
+            _save(db, evaluation.id, kind, [future.result() for future in answered], finished=finished)
+            saved.update(answered)
+
         try:
-            for future in as_completed(waiting):
-                answered.append(future.result())
-                if len(answered) >= SAVE_EVERY:
-                    check()
-                    _save(db, evaluation.id, kind, answered)
-                    answered = []
+            for number, future in enumerate(as_completed(waiting), start=1):
+                future.result()
+                if number % SAVE_EVERY == 0:
+                    save()
+        except StudentError as error:
+            pool.shutdown(wait=True, cancel_futures=True)
+            save()
+            _broke_off(db, evaluation.id, str(error), answered=bool(saved))
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        check()
-        _save(db, evaluation.id, kind, answered, finished=True)
+        save(finished=True)
 
 
 def item(
@@ -181,15 +210,18 @@ def _request(session: Session, row: Row) -> dict[str, Any]:
 
 
 def _ask_student(
-    student: StudentServer, question: Question, adapter_id: str, longest: int
+    student: StudentServer, question: Question, adapter_id: str, longest: int, context: int | None
 ) -> tuple[Message | None, float | None, str | None]:
     """(answer, milliseconds, error): the answer is None when serving would not have given it to a client."""
-    body = prompts.for_student(question.request, adapter_id)
-    if "max_tokens" not in body and "max_completion_tokens" not in body:
-        body["max_tokens"] = longest + 16  # a token is at least one character of the longest answer ever seen
+    request = question.request
+    if request.get("max_tokens") is None and request.get("max_completion_tokens") is None:
+        request = {**request, "max_tokens": longest + 16}  # a token is at least one character of the longest answer ever seen
     begun = time.monotonic()
     try:
-        data = student.complete(body)
+        data = student.complete(prompts.for_student(request, adapter_id, context))
+    except StudentSlow as slow:
+        student.probe(adapter_id, PROBE_SECONDS)  # raises if it is the engine that is in trouble, not this question
+        return None, (time.monotonic() - begun) * 1000, str(slow)[:500]
     except StudentRefused as refused:  # anything else is the engine's trouble, not the student's
         return None, None, str(refused)[:500]
     milliseconds = (time.monotonic() - begun) * 1000
@@ -204,6 +236,26 @@ def _save(db: Database, evaluation_id: str, kind: Kind, items: list[EvaluationIt
         evaluation = session.get_one(Evaluation, evaluation_id)
         session.add_all(items)
         evaluation.answered += len(items)
+        evaluation.attempts = 0 if items else evaluation.attempts
         evaluation.kind = kind
         if finished:
             evaluation.status, evaluation.finished_at = EvaluationStatus.DONE, now()
+
+
+def _broke_off(db: Database, evaluation_id: str, error: str, *, answered: bool) -> None:
+    """Count an attempt in which nothing was answered. Raises EvaluationFailed if it was the last one."""
+    if answered:
+        return
+    with db.begin() as session:
+        evaluation = session.get_one(Evaluation, evaluation_id)
+        evaluation.attempts += 1
+    if evaluation.attempts >= MAX_ATTEMPTS:
+        why = f"broke off {evaluation.attempts} times in a row with nothing answered: {error}"
+        _fail(db, evaluation_id, why)
+        raise EvaluationFailed(f"its evaluation {why}")
+
+
+def _fail(db: Database, evaluation_id: str, error: str) -> None:
+    with db.begin() as session:
+        evaluation = session.get_one(Evaluation, evaluation_id)
+        evaluation.status, evaluation.error, evaluation.finished_at = EvaluationStatus.FAILED, error, now()

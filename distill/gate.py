@@ -69,12 +69,12 @@ def decide(counts: Counts, policy: Policy) -> Decision:
         failed.append(f"not shown to be within {delta:.0%} of the teacher's {self_agreement:.1%} (z = {z:.2f}, needed {Z_NEEDED})")
     if upper > policy.hard_error_max:
         failed.append(
-            f"real errors may be as many as {upper:.1%} ({counts.hard_errors} in {counts.stable_n} stable rows; "
+            f"hard errors may be as many as {upper:.1%} ({counts.hard_errors} in {counts.stable_n} stable rows; "
             f"allowed {policy.hard_error_max:.0%})"
         )
     if failed:
         return Decision(Outcome.FAILED, f"{found}: {'; and '.join(failed)}.", numbers)
-    reason = f"{found}: within {delta:.0%} of the teacher's {self_agreement:.1%} (z = {z:.2f}), real errors at most {upper:.1%}."
+    reason = f"{found}: within {delta:.0%} of the teacher's {self_agreement:.1%} (z = {z:.2f}), hard errors at most {upper:.1%}."
     return Decision(Outcome.PASSED, reason, numbers)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlmodel import col, select
 
 from distill import datasets, evaluate, gate, pairs, recipe, runs
@@ -19,8 +20,8 @@ from distill.settings import DistillSettings
 from serving.vllm import StudentError
 from store import audit, policy
 from store.session import Database
-from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, TaskStatus
-from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Task, Verdict
+from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus, TaskStatus
+from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Task, Verdict
 
 log = logging.getLogger("stillroom.distill")
 
@@ -30,7 +31,7 @@ class NotReady(Exception):
 
 
 def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[[], None] = lambda: None) -> Verdict | None:
-    """Turn the wheel once for a task. Returns the verdict; None if serving refused the adapter.
+    """Turn the wheel once for a task. Returns the verdict; None if the adapter was refused without one.
 
     `check` is called between steps and raises if this process must stop. Raises NotTrainable, NotReady, RunFailed,
     TrainerKilled.
@@ -38,41 +39,38 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     gather(db, task_id)
     engine = _engine(db)
 
-    with db.begin() as session:
-        task = session.get_one(Task, task_id)
-        run = runs.unfinished(session, task_id)
-        if run is None:
-            dataset = datasets.freeze(session, task_id, policy.of(task), settings)
-            run = runs.open_run(session, dataset, engine.base_model, recipe.load(settings.recipe))
-        else:
-            dataset = session.get_one(Dataset, run.dataset_id)
-        session.flush()
+    run, dataset = _begin(db, task_id, engine.base_model, settings)
     check()
 
-    log.info("%s: training on %d rows, %d held out", task.name, dataset.train_rows, dataset.holdout_rows)
+    log.info("%s: training on %d rows, %d held out", task_id, dataset.train_rows, dataset.holdout_rows)
     assert engine.base_path is not None
     try:
         adapter = runs.train(db, run.id, Path(engine.base_path), settings, check)
     except runs.RunFailed as failure:
-        runs.fail(db, run.id, str(failure))
+        runs.fail(db, run.id, str(failure), settings)
         raise
 
-    if not _wait_until_staged(db, adapter, settings, check):
-        _settle(db, adapter.id, AdapterStatus.REFUSED)
+    why = _wait_until_staged(db, adapter, settings, check)
+    if why is not None:
+        _refuse(db, adapter.id, why)
         return None
 
     with db.begin() as session:
         evaluation = evaluate.open_evaluation(session, adapter, dataset)
         session.flush()
     if evaluation.status != EvaluationStatus.DONE:
-        log.info("%s: asking %s the %d held-out prompts", task.name, adapter.id, dataset.holdout_rows)
+        log.info("%s: asking %s the %d held-out prompts", task_id, adapter.id, dataset.holdout_rows)
         try:
-            evaluate.run(db, evaluation, dataset, _url(_engine(db)), settings, check)
+            engine = _engine(db)
+            evaluate.run(db, evaluation, dataset, _url(engine), settings, check, context=engine.context)
         except StudentError as error:
             raise NotReady(f"vLLM stopped answering during the evaluation: {error}") from error
+        except evaluate.EvaluationFailed as failure:
+            _refuse(db, adapter.id, str(failure))
+            return None
 
     verdict = judge(db, evaluation.id)
-    log.info("%s: %s. %s", task.name, verdict.outcome, verdict.reason)
+    log.info("%s: %s. %s", task_id, verdict.outcome, verdict.reason)
     return verdict
 
 
@@ -84,7 +82,7 @@ def gather(db: Database, task_id: str) -> int:
             task = session.get(Task, task_id)
             if task is None or task.status == TaskStatus.IGNORED:
                 return looked_at
-            found = pairs.extract(session, task_id, policy.of(task))
+            found = pairs.extract(session, task_id, _policy(task))
         looked_at += found
         if found == 0:
             return looked_at
@@ -98,7 +96,7 @@ def judge(db: Database, evaluation_id: str) -> Verdict:
         if known is not None:
             return known
         task = session.get_one(Task, evaluation.task_id)
-        decision = gate.decide(evaluate.count(session, evaluation), policy.of(task))
+        decision = gate.decide(evaluate.count(session, evaluation), _policy(task))
         if evaluation.kind == Kind.TEXT:
             decision = Decision(
                 Outcome.INSUFFICIENT,
@@ -122,6 +120,33 @@ def judge(db: Database, evaluation_id: str) -> Verdict:
     return verdict
 
 
+def _begin(db: Database, task_id: str, base_model: str, settings: DistillSettings) -> tuple[Run, Dataset]:
+    """The run that is not at its end, or one of the pairs as they are now. Raises NotTrainable, NotReady, RunFailed."""
+    with db.read() as session:
+        task = session.get_one(Task, task_id)
+        run = runs.unfinished(session, task_id)
+    if run is not None and run.status != RunStatus.SUCCEEDED and run.base_model != base_model:
+        runs.fail(db, run.id, f"it was begun for the base model {run.base_model}, and vLLM has {base_model} now", settings)
+        run = None
+    if run is not None:
+        with db.read() as session:
+            return run, session.get_one(Dataset, run.dataset_id)
+    try:
+        choices = recipe.load(settings.recipe)
+    except recipe.BadRecipe as bad:
+        raise NotReady(str(bad)) from bad
+    dataset = datasets.freeze(db, task_id, _policy(task), settings)
+    with db.begin() as session:
+        return runs.open_run(session, dataset, base_model, choices, again=task.train_asked_at is not None), dataset
+
+
+def _policy(task: Task) -> policy.Policy:
+    try:
+        return policy.of(task)
+    except ValidationError as error:
+        raise NotReady(f"the policy of {task.name} cannot be read; set it again: {error}") from error
+
+
 def _engine(db: Database) -> Engine:
     """The engine's row, once its base model is prepared. Raises NotReady with what to do."""
     with db.read() as session:
@@ -141,23 +166,26 @@ def _url(engine: Engine) -> str:
     return engine.url
 
 
-def _wait_until_staged(db: Database, adapter: Adapter, settings: DistillSettings, check: Callable[[], None]) -> bool:
-    """Wait for serving to load the candidate: True when it is there, False when it was refused."""
+def _wait_until_staged(db: Database, adapter: Adapter, settings: DistillSettings, check: Callable[[], None]) -> str | None:
+    """Wait for serving to load the candidate: None when it is there; else why it will never be."""
     give_up = time.monotonic() + settings.stage_timeout
     while time.monotonic() < give_up:
         with db.read() as session:
-            stage = session.exec(select(Rollout.stage).where(Rollout.adapter_id == adapter.id)).first()
+            rollout = session.exec(select(Rollout).where(Rollout.adapter_id == adapter.id)).first()
             verdict = session.exec(select(Verdict.id).where(Verdict.adapter_id == adapter.id)).first()
-        if stage == RolloutStage.REFUSED:
-            return False
-        if stage is not None or verdict is not None:
-            return True
+        if verdict is not None:
+            return None
+        if rollout is not None:
+            gone = {RolloutStage.REFUSED, RolloutStage.RETIRED, RolloutStage.ROLLED_BACK}
+            return f"it is {rollout.stage}: {rollout.detail}" if rollout.stage in gone else None
         check()
         time.sleep(0.5)
     raise NotReady(f"serving has not loaded {adapter.id} within {settings.stage_timeout:.0f} s: is `stillroom serving` running?")
 
 
-def _settle(db: Database, adapter_id: str, status: AdapterStatus) -> None:
+def _refuse(db: Database, adapter_id: str, why: str) -> None:
+    """The end of an adapter that gets no verdict."""
+    log.warning("%s gets no verdict: %s", adapter_id, why)
     with db.begin() as session:
-        session.get_one(Adapter, adapter_id).status = status
-        audit.record(session, "distill", "adapter", adapter_id, {"status": status})
+        session.get_one(Adapter, adapter_id).status = AdapterStatus.REFUSED
+        audit.record(session, "distill", "adapter", adapter_id, {"status": AdapterStatus.REFUSED, "why": why})

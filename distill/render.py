@@ -89,7 +89,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens at which vLLM stops: the tokenizer's end of sequence and those of the model's generation_config.json."""
     path = Path(tokenizer.name_or_path) / "generation_config.json"
     listed = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return frozenset([tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [])])
+    ends = [listed] if isinstance(listed, int) else listed or []
+    return frozenset([tokenizer.eos_token_id, *ends])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import queue
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 
 from sqlmodel import Session, col, func, select
 
+from distill import datasets
 from distill.recipe import Recipe
 from distill.settings import DistillSettings
 from store import audit, children
@@ -22,6 +26,9 @@ from store.tables import Adapter, Dataset, Run, RunStep
 
 MAX_ATTEMPTS = 5
 RECORD_SECONDS = 0.5
+CHECK_SECONDS = 0.5  # between two looks at whether to stop, however long the trainer is silent
+GRACE_SECONDS = 12.0  # for the trainer to end its step and write a checkpoint
+SIGTERMED = 143  # the trainer's exit code where it was told to stop, and has written a checkpoint
 
 
 class RunFailed(Exception):
@@ -33,24 +40,26 @@ class TrainerKilled(Exception):
 
 
 def unfinished(session: Session, task_id: str) -> Run | None:
-    """The task's latest run, if its way to a verdict (or a refusal) is not at its end."""
-    run = session.exec(select(Run).where(Run.task_id == task_id).order_by(col(Run.created_at).desc())).first()
-    if run is None or run.status == RunStatus.FAILED:
-        return None
-    if run.status != RunStatus.SUCCEEDED:
-        return run
-    adapter = session.exec(select(Adapter).where(Adapter.run_id == run.id)).one()
-    return run if adapter.status == AdapterStatus.CANDIDATE else None
+    """A run of the task whose way to a verdict (or a refusal) is not at its end: one to be trained, else the latest candidate's."""
+    runs = select(Run).where(Run.task_id == task_id).order_by(col(Run.created_at).desc())
+    untrained = runs.where(col(Run.status).in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+    candidates = runs.join(Adapter, col(Adapter.run_id) == col(Run.id)).where(Adapter.status == AdapterStatus.CANDIDATE)
+    return session.exec(untrained).first() or session.exec(candidates).first()
 
 
-def open_run(session: Session, dataset: Dataset, base_model: str, recipe: Recipe) -> Run:
-    """The run of this dataset, base and recipe: the known one (queued again if it had failed), or a new one."""
+def open_run(session: Session, dataset: Dataset, base_model: str, recipe: Recipe, *, again: bool = False) -> Run:
+    """The run of this dataset, base and recipe: the known one, or a new one.
+
+    One that failed is queued once more if `again`; else RunFailed is raised: it would fail the same way.
+    """
     known = session.exec(
         select(Run).where(Run.dataset_id == dataset.id, Run.base_model == base_model, Run.recipe_hash == recipe.hash())
     ).first()
     if known is not None:
+        if known.status == RunStatus.FAILED and not again:
+            raise RunFailed(f"these pairs were trained on before and it failed; ask for a training to try it again: {known.error}")
         if known.status == RunStatus.FAILED:
-            known.status, known.error, known.attempts = RunStatus.QUEUED, None, 0
+            known.status, known.error, known.attempts, known.finished_at = RunStatus.QUEUED, None, 0, None
         return known
     run = Run(
         task_id=dataset.task_id,
@@ -67,15 +76,22 @@ def train(db: Database, run_id: str, base: Path, settings: DistillSettings, chec
     """Train the run, from its last checkpoint if there is one, and return its adapter's row; the existing one if there is.
 
     Progress goes into the run's row and its steps. `check` raises if this process must stop: the trainer is then killed.
-    Raises RunFailed, or TrainerKilled for the first times that the trainer is killed.
+    Raises RunFailed, or TrainerKilled for the first times that the trainer is killed and had got no further.
     """
     with db.begin() as session:
         run = session.get_one(Run, run_id)
         if run.status == RunStatus.SUCCEEDED:
             return session.exec(select(Adapter).where(Adapter.run_id == run_id)).one()
+        if run.attempts >= MAX_ATTEMPTS:
+            raise RunFailed(f"the trainer was killed {run.attempts} times and got no further; is there enough memory?")
         dataset = session.get_one(Dataset, run.dataset_id)
-        run.status, run.started_at, run.attempts = RunStatus.RUNNING, run.started_at or now(), run.attempts + 1
-    out = settings.artifacts / run.task_id / "runs" / run.id
+        run.status, run.started_at = RunStatus.RUNNING, run.started_at or now()
+        reached = _reached(session, run_id)
+    try:
+        datasets.check_whole(dataset, settings)
+    except datasets.Damaged as damaged:
+        raise RunFailed(str(damaged)) from damaged
+    out = _folder(run, settings)
     out.mkdir(parents=True, exist_ok=True)
     recipe = out / "recipe.json"
     recipe.write_text(json.dumps(run.recipe))
@@ -91,42 +107,70 @@ def train(db: Database, run_id: str, base: Path, settings: DistillSettings, chec
     try:
         result = _follow(db, run_id, [*command, "--out", out, "--recipe", recipe, "--json"], check)
     except TrainerKilled as killed:
+        with db.begin() as session:
+            run = session.get_one(Run, run_id)
+            run.attempts = 1 if _reached(session, run_id) > reached else run.attempts + 1
         if run.attempts >= MAX_ATTEMPTS:
-            raise RunFailed(f"{killed} (for the {run.attempts}th time; is there enough memory?)") from killed
+            raise RunFailed(f"{killed} (for the {run.attempts}th time at the same place; is there enough memory?)") from killed
         raise
     check()
     with db.begin() as session:
         run = session.get_one(Run, run_id)
         run.status, run.finished_at, run.error = RunStatus.SUCCEEDED, now(), None
-        run.train_seconds, run.rows_per_second = result["train_seconds"], result["rows_per_second"]
+        run.train_seconds, run.rows_per_second, run.attempts = result["train_seconds"], result["rows_per_second"], 0
         adapter = _register(session, run, Path(result["adapter"]), settings)
         audit.record(session, "distill", "adapter", adapter.id, {"run": run.id, "sha256": adapter.sha256})
+    _sweep(out)
     return adapter
 
 
-def fail(db: Database, run_id: str, error: str) -> None:
-    """End the run without an adapter, and say why."""
+def fail(db: Database, run_id: str, error: str, settings: DistillSettings) -> None:
+    """End the run without an adapter, say why, and delete its checkpoints."""
     with db.begin() as session:
         run = session.get_one(Run, run_id)
         run.status, run.error, run.finished_at = RunStatus.FAILED, error, now()
         audit.record(session, "distill", "run failed", run.id, {"error": error})
+    _sweep(_folder(run, settings))
+
+
+def _folder(run: Run, settings: DistillSettings) -> Path:
+    return settings.artifacts / run.task_id / "runs" / run.id
+
+
+def _sweep(out: Path) -> None:
+    """Remove what only a training under way needs."""
+    for left in out.glob("checkpoint-*"):
+        left.unlink(missing_ok=True)
+    for left in out.glob(".adapter-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _reached(session: Session, run_id: str) -> int:
+    """The furthest step that the run was ever seen at."""
+    return session.exec(select(func.max(RunStep.step)).where(RunStep.run_id == run_id)).one() or 0
 
 
 def _follow(db: Database, run_id: str, command: list[str | Path], check: Callable[[], None]) -> dict[str, Any]:
-    """Run the trainer to its end, writing what it reports. Returns its result."""
+    """Run the trainer to its end, writing what it reports. Returns its result. `check` is called twice a second at least."""
     trainer = children.spawn(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said: deque[str] = deque(maxlen=20)
     recorded = 0.0
     result: dict[str, Any] | None = None
-    assert trainer.stdout is not None
+    lines = _listen(trainer)
     try:
-        for line in trainer.stdout:
+        while True:
+            check()
+            try:
+                line = lines.get(timeout=CHECK_SECONDS)
+            except queue.Empty:
+                continue
+            if line is None:
+                break
             text = line.decode(errors="replace").rstrip()
             report = _report(text)
             if report is None:
                 said.append(text)
                 continue
-            check()
             if "result" in report:
                 result = report["result"]
             elif "error" in report:
@@ -136,12 +180,27 @@ def _follow(db: Database, run_id: str, command: list[str | Path], check: Callabl
                 recorded = time.monotonic()
         code = trainer.wait()
     finally:
-        children.stop(trainer, grace=5)  # time to write a checkpoint
-    if code < 0:
-        raise TrainerKilled(f"the trainer was killed by signal {-code}")
+        children.stop(trainer, grace=GRACE_SECONDS)
+    if code < 0 or code == SIGTERMED:
+        raise TrainerKilled(f"the trainer was killed by signal {-code if code < 0 else code - 128}")
     if code != 0 or result is None:
         raise RunFailed("\n".join([f"the trainer ended with exit code {code}; its last words:", *said]))
     return result
+
+
+def _listen(trainer: subprocess.Popen[bytes]) -> queue.SimpleQueue[bytes | None]:
+    """What it prints, line by line, and None at its end; read by a thread, so that nobody is bound to wait for it."""
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        assert trainer.stdout is not None
+        with trainer.stdout as printed:
+            for line in printed:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=listen, name="trainer", daemon=True).start()
+    return lines
 
 
 def _report(line: str) -> dict[str, Any] | None:

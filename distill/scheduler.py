@@ -7,7 +7,7 @@ import threading
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlmodel import select
+from sqlmodel import col, select, update
 
 from distill import datasets, due, pipeline, runs
 from distill.settings import DistillSettings
@@ -33,9 +33,7 @@ def run(db: Database, settings: DistillSettings, stop: threading.Event) -> None:
         with db.read() as session:
             tasks = session.exec(select(Task.id).where(Task.status != TaskStatus.IGNORED)).all()
         for task_id in tasks:
-            with leases.hold(db, f"pairs {task_id}", _holder(), settings.lease_seconds) as check:
-                if check is not None:
-                    pipeline.gather(db, task_id)
+            gather(db, task_id, settings)
         for job in scheduler.get_jobs():
             if job.id != "look" and job.id not in tasks:
                 job.remove()
@@ -52,18 +50,31 @@ def run(db: Database, settings: DistillSettings, stop: threading.Event) -> None:
     scheduler.shutdown(wait=True)
 
 
+def gather(db: Database, task_id: str, settings: DistillSettings) -> None:
+    """Make a task's pairs, if nobody else does. What goes wrong is logged: the other tasks must not wait for it."""
+    try:
+        with leases.hold(db, f"pairs {task_id}", _holder(), settings.lease_seconds) as check:
+            if check is not None:
+                pipeline.gather(db, task_id)
+    except pipeline.NotReady as reason:
+        log.warning("%s: %s", task_id, reason)
+    except Exception:
+        log.exception("the pairs of %s cannot be made", task_id)
+
+
 class Stopped(Exception):
     """This process was told to stop; the turn goes on where it was when it is started again."""
 
 
 def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: threading.Event) -> None:
     """One look at one task: turn its wheel if it is due and nobody else does."""
-    with db.read() as session:
-        turn = due.decide(session, session.get_one(Task, task_id), now())
-    if not turn.now or stop.is_set():
+    if stop.is_set() or not _look(db, task_id).now:
         return
     with leases.hold(db, f"turn {task_id}", _holder(), settings.lease_seconds) as lease_check:
         if lease_check is None:
+            return
+        turn = _look(db, task_id)  # once more: another process may have turned it meanwhile
+        if not turn.now:
             return
 
         def check() -> None:
@@ -72,6 +83,9 @@ def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: thr
             lease_check()
 
         log.info("turning %s: %s", task_id, turn.why)
+        with db.read() as session:
+            run = runs.unfinished(session, task_id)
+        began = run.created_at if run is not None else now()  # what it learns from was chosen then
         try:
             pipeline.turn(db, task_id, settings, check)
         except (pipeline.NotReady, runs.TrainerKilled, leases.LeaseLost, Stopped) as reason:
@@ -80,7 +94,14 @@ def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: thr
         except (datasets.NotTrainable, runs.RunFailed) as reason:
             log.warning("%s: %s", task_id, reason)
         with db.begin() as session:
-            session.get_one(Task, task_id).train_asked_at = None
+            session.get_one(Task, task_id).turned_at = now()
+            answered = update(Task).where(col(Task.id) == task_id, col(Task.train_asked_at) <= began)
+            session.execute(answered.values(train_asked_at=None))
+
+
+def _look(db: Database, task_id: str) -> due.Due:
+    with db.read() as session:
+        return due.decide(session, session.get_one(Task, task_id), now())
 
 
 def _holder() -> str:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -79,7 +81,7 @@ class TrainResult:
     steps: int
     final_loss: float  #: mean of the last epoch's steps
     train_seconds: float  #: loading included, over all resumptions
-    rows_per_second: float  #: loading excluded
+    rows_per_second: float  #: loading excluded, over all resumptions
     rows: int
     dropped_rows: int  #: too long, or not to be rendered
     shared_prefix_tokens: int  #: that all prompts begin with, 0 if they are not shared
@@ -104,6 +106,8 @@ def train(
     if (out / "adapter").is_dir():
         return _finished(out / "adapter", fingerprint)
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".adapter-*"):  # by a training that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
 
     import torch
     from transformers import AutoTokenizer
@@ -126,6 +130,7 @@ def train(
 
     # 3. Where a killed run got to.
     step, losses, seconds_before = 0, list[float](), 0.0
+    rows_looped, looping_before = 0, 0.0
     state = _last_checkpoint(out, fingerprint)
     resumed_from: int | None = None
     if state is not None:
@@ -136,19 +141,22 @@ def train(
         torch.set_rng_state(state["rng"])
         resumed_from = step = state["step"]
         losses, seconds_before = state["losses"], state["seconds"]
+        rows_looped, looping_before = state["rows"], state["looping"]
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
+    def looping() -> float:
+        return max(looping_before + time.perf_counter() - looped, 1e-9)
+
     def checkpoint() -> None:
         weights = {name: p.detach() for name, p in adapter.named_parameters() if p.requires_grad}
         moving = {"adapter": weights, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-        where = {"step": step, "losses": losses, "seconds": seconds(), "fingerprint": fingerprint}
-        _write_checkpoint(out, step, moving | where)
+        where = {"step": step, "losses": losses, "seconds": seconds(), "rows": rows_looped, "looping": looping()}
+        _write_checkpoint(out, step, moving | where | {"fingerprint": fingerprint})
 
     # 4. The steps. The order of rows follows from seed and epoch alone, so a step's number is a position in it.
     looped = saved = time.perf_counter()
-    rows_looped = 0
     while step < total_steps:
         epoch, position = divmod(step, steps_an_epoch)
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(recipe.seed + epoch)).tolist()
@@ -181,7 +189,7 @@ def train(
                 learning_rate=learning_rate,
                 rows_done=epoch * len(examples) + min((position + 1) * recipe.batch_rows, len(examples)),
                 rows_total=recipe.epochs * len(examples),
-                rows_per_second=rows_looped / (now - looped),
+                rows_per_second=rows_looped / looping(),
                 seconds=seconds(),
             )
         )
@@ -199,7 +207,7 @@ def train(
         steps=total_steps,
         final_loss=sum(losses[-steps_an_epoch:]) / steps_an_epoch,
         train_seconds=round(seconds(), 3),
-        rows_per_second=round(rows_looped / max(time.perf_counter() - looped, 1e-9), 3),
+        rows_per_second=round(rows_looped / looping(), 3),
         rows=len(examples),
         dropped_rows=len(rows) - len(examples),
         shared_prefix_tokens=whole if whole >= prefix.WORTHWHILE else 0,
@@ -242,7 +250,7 @@ def _examples(tokenizer: Any, rows: Sequence[TrainRow], max_length: int) -> "Ite
     for row in rows:
         try:
             example = render.example(tokenizer, row.messages, row.tools, row.completion)
-        except render.Unrenderable:
+        except (render.Unrenderable, KeyError, TypeError, AttributeError):  # the last three: a shape nobody has thought of
             continue
         if len(example) <= max_length:
             yield example
@@ -259,9 +267,13 @@ def _schedule(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def _fingerprint(base: Path, rows: Sequence[TrainRow], recipe: Recipe) -> str:
-    """Of everything that decides the result; names no path, so that a folder may move."""
+    """Of the rows, the recipe, and the base model's config and the names and sizes of its files; names no path, so that a
+    folder may move. The weights themselves are not read: others of the same sizes are not noticed.
+    """
     digest = hashlib.sha256(recipe.hash().encode())
     digest.update((base / "config.json").read_bytes())
+    for file in sorted(base.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     for row in rows:
         digest.update(json.dumps(asdict(row)).encode())
     return digest.hexdigest()
@@ -272,22 +284,31 @@ def _write_checkpoint(out: Path, step: int, state: dict[str, Any]) -> None:
 
     target = out / f"checkpoint-{step:07}.pt"
     partial = target.with_suffix(".partial")
-    torch.save(state, partial)
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(target)
     for old in sorted(out.glob("checkpoint-*.pt"))[:-KEPT_CHECKPOINTS]:
         old.unlink()
 
 
 def _last_checkpoint(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What the newest checkpoint that can be read holds; those that cannot be are deleted."""
     import torch
 
-    found = sorted(out.glob("checkpoint-*.pt"))
-    if not found:
-        return None
-    state: dict[str, Any] = torch.load(found[-1], weights_only=True)
-    if state["fingerprint"] != fingerprint:
-        raise BadData(f"{out} holds checkpoints of another training (other rows, recipe or base model): give an empty folder")
-    return state
+    for file in sorted(out.glob("checkpoint-*.pt"), reverse=True):
+        try:
+            state: dict[str, Any] = torch.load(file, weights_only=True)
+            known = state["fingerprint"]
+        except (OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            print(f"{file.name} cannot be read and is deleted: {error}", file=sys.stderr)
+            file.unlink()
+            continue
+        if known != fingerprint:
+            raise BadData(f"{out} holds checkpoints of another training (other rows, recipe or base model): give an empty folder")
+        return state
+    return None
 
 
 def _publish(adapter: Any, base: Path, result: TrainResult, fingerprint: str) -> None:

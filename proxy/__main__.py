@@ -7,8 +7,9 @@ import sys
 import uvicorn
 
 from proxy.app import Proxy
+from proxy.base import Base
 from proxy.settings import ProxySettings
-from proxy.upstream import Base
+from store.settings import load
 
 DRAIN_SECONDS = 30
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they are the ones to close them
@@ -27,6 +28,7 @@ def make_server(settings: ProxySettings) -> uvicorn.Server:
             lifespan="on",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nobody asks for the client's address
             server_header=False,
             date_header=False,
             backlog=2048,
@@ -40,7 +42,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    settings = ProxySettings()
+    settings = load(ProxySettings)
     # The server raises the signal again once it is down: that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

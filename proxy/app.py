@@ -19,7 +19,6 @@ from proxy.settings import ProxySettings
 from proxy.spool import Folder, Spool
 from proxy.student import Students
 from proxy.teacher import Teacher
-from store import ids
 from store.session import Database
 
 log = logging.getLogger("stillroom.proxy")
@@ -59,15 +58,16 @@ class Proxy:
             else:
                 await passthrough.handle(client, self._teacher)
         except Refusal as refusal:
-            await client.refuse(refusal, [(b"x-stillroom-id", ids.new("req").encode())])
+            await client.refuse(refusal, [(b"x-stillroom-id", client.id.encode())])
         except (Gone, asyncio.CancelledError):
             if not client.gone:
                 raise
         except Exception:
-            log.exception("%s %s failed", client.method, client.path)
+            log.exception("%s: %s %r failed", client.id, client.method, client.raw_path)
             if client.started:
                 raise
-            await client.refuse(Refusal(500, "internal_error", "stillroom failed on this request; its log says why."), [])
+            failure = Refusal(500, "internal_error", "stillroom failed on this request; its log says why.")
+            await client.refuse(failure, [(b"x-stillroom-id", client.id.encode())])
         finally:
             client.unwatch()
             self._open -= 1
@@ -99,10 +99,11 @@ class Proxy:
             table, breakers = self._routes.table, self._students.breakers
             return {
                 "status": "ok",
-                "spool_bytes": self._spool.bytes,
+                "spool_bytes": self._spool.bytes + self._spool.beside,
                 "database": self._drainer.database,
                 "engines": {url: breakers[url].state if url in breakers else "closed" for url in table.engines},
                 "routes": len(table.targets),
+                "routes_age_seconds": self._routes.age,
                 "uncaptured": self._spool.uncaptured,
                 "rejected": self._drainer.rejected,
             }

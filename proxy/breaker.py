@@ -24,7 +24,7 @@ class Breaker:
         return "half-open" if self._clock() - self._opened >= SECONDS else "open"
 
     def admit(self) -> bool:
-        """Whether to ask. Who is admitted tells how it went: `succeed`, `fail`, or `release` if it cannot be said."""
+        """Whether to ask. Who is admitted tells how it went: `succeed`, `fail`, or `release` if it cannot be said (yet)."""
         if self.state == "half-open" and not self._probing:
             self._probing = True
             return True

@@ -1,20 +1,27 @@
 """One exchange as it happens: begun in the spool before anybody is asked, ended there before its last byte is sent."""
 
+import re
 import time
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
+from proxy import encoding
 from proxy.headers import Headers, first, streams
 from proxy.spool import NotKept, Spool
 from store import ids
 from store.states import CaptureStatus, Server
 
-_DONE = b"\ndata: [DONE]"  # JSON has no bare line feed: no answer's text can look like this
+_DONE = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]")  # JSON has no bare line feed: no answer's text can look like this
+_TAIL = 64  # bytes of what came before, in which [DONE] may have begun
+_LOOK = 16_000_000  # decoded bytes of an encoded stream in which it is looked for
 
 
 class Capture:
     """What is told of one exchange. Without a spool, or where the spool is full, nothing is kept and nothing fails."""
 
-    def __init__(self, spool: Spool | None, max_answer: int) -> None:
+    def __init__(self, spool: Spool | None, max_answer: int, secrets: Sequence[bytes] = ()) -> None:
+        """`secrets` are the keys of the request, longest first: a teacher that refuses one may quote it."""
         self.id = ids.new("cap")
         self.served_by = Server.TEACHER
         self.adapter_id: str | None = None
@@ -22,12 +29,14 @@ class Capture:
         self._spool = spool
         self._open = False  # begun and not ended
         self._max_answer = max_answer
+        self._secrets = secrets
         self._started = time.perf_counter()
         self._first_byte: float | None = None
         self._http: dict[str, Any] = {}
         self._parts: list[bytes] = []
         self._size = 0
-        self._tail = b""
+        self._tail = b"\n"
+        self._decoder: encoding.Decoder | None = None
 
     def begin(self, endpoint: str, body: bytes, *, task: str | None, retry_count: int) -> None:
         """The request has been accepted. `task` is its explicit name."""
@@ -42,7 +51,9 @@ class Capture:
 
     def answered(self, status: int, headers: Headers) -> None:
         """The answer's head, as it goes to the client."""
-        self._http = {"http_status": status, "stream": streams(headers), "encoding": first(headers, b"content-encoding")}
+        encoded = first(headers, b"content-encoding")
+        self._http = {"http_status": status, "stream": streams(headers), "encoding": encoded}
+        self._decoder = encoding.Decoder(_LOOK) if encoding.known(encoded) else None
 
     def add(self, chunk: bytes) -> bool:
         """A part of the answer's body. True if it holds a stream's last event: `end` before sending it."""
@@ -52,9 +63,7 @@ class Capture:
         if not self._open or self._size > self._max_answer:
             return False
         self._parts.append(chunk)
-        window = self._tail + chunk
-        self._tail = window[-len(_DONE) :]
-        return _DONE in window
+        return bool(self._http.get("stream")) and self._ends(chunk)
 
     def end(self, status: CaptureStatus, error: str | None = None) -> None:
         """How it ended; only the first call counts. When it returns the exchange survives kill -9."""
@@ -64,17 +73,38 @@ class Capture:
         if self._size > self._max_answer:
             status, error = CaptureStatus.INCOMPLETE, f"the answer is larger than {self._max_answer:,} bytes and was not kept"
             self._parts = []
+        body = b"".join(self._parts)
+        if self._http.get("http_status") in (401, 403):
+            body = self._masked(body)
         meta = {
             "kind": "end", "id": self.id, "status": status, "error": error, "served_by": self.served_by,
             "adapter_id": self.adapter_id, "fallback": self.fallback, "first_byte_ms": self._milliseconds(self._first_byte),
             "duration_ms": self._milliseconds(time.perf_counter()), **self._http,
         }  # fmt: skip
         try:
-            self._spool.append(meta, b"".join(self._parts), reserve=True)
+            self._spool.append(meta, body, reserve=True)
         except NotKept as why:
             self._spool.not_kept(why)
             self._spool.abandon(self.id)
         self._parts = []
+
+    def _ends(self, chunk: bytes) -> bool:
+        if self._decoder is not None:
+            try:
+                chunk = self._decoder.feed(chunk)
+            except zlib.error:  # what it really is the client will see
+                chunk = b""
+        window = self._tail + chunk
+        self._tail = window[-_TAIL:]
+        return _DONE.search(window) is not None
+
+    def _masked(self, body: bytes) -> bytes:
+        """The body without the request's keys; nothing at all if it cannot be read."""
+        plain, unread = encoding.decode(body, self._http["encoding"])
+        self._http["encoding"] = None
+        for secret in self._secrets:
+            plain = plain.replace(secret, b"***")
+        return b"" if unread else plain
 
     def _milliseconds(self, at: float | None) -> float | None:
         return None if at is None else round((at - self._started) * 1000, 3)

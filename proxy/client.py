@@ -6,6 +6,7 @@ from typing import Any
 
 from proxy.errors import Refusal
 from proxy.headers import Headers, first
+from store import ids
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,6 +27,7 @@ class Client:
         self.raw_path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
         self.headers: Headers = scope["headers"]
+        self.id = ids.new("req")  #: what x-stillroom-id says
         self.gone = False
         self.started = False
         self._receive = receive

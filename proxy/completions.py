@@ -9,7 +9,7 @@ from typing import Any
 from proxy import request as requests
 from proxy.capture import Capture
 from proxy.client import Client
-from proxy.errors import Refusal
+from proxy.errors import Refusal, UpstreamError
 from proxy.headers import Headers, streams, to_client
 from proxy.journal import STOPPED
 from proxy.request import Wish
@@ -18,7 +18,7 @@ from proxy.settings import ProxySettings
 from proxy.spool import Spool
 from proxy.student import Died, NoAnswer, Students
 from proxy.teacher import Teacher
-from proxy.upstream import Answer, UpstreamError
+from proxy.upstream import Answer
 from store.states import CaptureStatus, Server
 from store.tasks import Identity
 
@@ -70,8 +70,9 @@ class Completions:
 
     def _begin(self, client: Client, asked: _Asked) -> Capture:
         off = (client.header(b"x-stillroom-capture") or "").lower() == "off"
-        capture = Capture(None if off else self._spool, self._settings.max_body_bytes)
-        retry = client.header(b"x-stainless-retry-count") or ""
+        capture = Capture(None if off else self._spool, self._settings.max_body_bytes, self._teacher.secrets(client))
+        client.id = capture.id
+        retry = (client.header(b"x-stainless-retry-count") or "")[:4]
         capture.begin(
             PATH.decode(),
             asked.body,
@@ -98,12 +99,11 @@ class Completions:
                 except NoAnswer as why:
                     capture.fallback = str(why)
             raise self._teacher.refusal(error) from error
-        if 200 <= answer.status < 300:
-            self._teacher.accepted(client)
+        self._teacher.judged(client, answer.status)
         return answer
 
     async def _ask_student(self, capture: Capture, engines: tuple[str, ...], adapter_id: str, asked: _Asked) -> Answer:
-        answer = await self._students.ask(engines, adapter_id, asked.request)
+        answer = await self._students.ask(engines, adapter_id, asked.request, self._routes.table.context)
         capture.served_by, capture.adapter_id = Server.STUDENT, adapter_id
         return answer
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlmodel import col, select
 
 from proxy import rows
 from proxy.journal import Journal, Logged
-from proxy.spool import Folder, Spool
+from proxy.spool import Folder, Spool, weigh
 from store import migrate, tasks
 from store.session import Database
 from store.tables import Capture
@@ -32,12 +32,13 @@ class Drainer(threading.Thread):
     def __init__(self, db: Database, root: Path, spool: Spool) -> None:
         super().__init__(name="drainer", daemon=True)
         self.database = "not tried yet"  #: "ok", or why it cannot be written
-        self.rejected = 0  #: exchanges the database would not take
+        self.rejected = 0  #: exchanges that cannot be stored, whatever the database does
         self._db = db
         self._root = root
         self._spool = spool
         self._own = Journal(spool.folder, spool)
         self._orphans: list[Journal] = []
+        self._told: set[Path] = set()  # folders that cannot be read, of which the log has told
         self._looked = float("-inf")
         self._migrated = False
         self._halt = threading.Event()
@@ -61,17 +62,38 @@ class Drainer(threading.Thread):
     def turn(self) -> bool:
         """Store all there is to store. False if the database or the disk would not let it; then it is tried again."""
         try:
-            if time.monotonic() - self._looked > TAKE_OVER:
-                self._orphans += [Journal(folder, None) for folder in Folder.take_over(self._root)]
-                self._looked = time.monotonic()
+            self._look()
             self._prepare()
-            for journal in (*self._orphans, self._own):
-                self._drain(journal)
+            self._drain(self._own)
+            self._drain_orphans()
         except Exception as error:  # noqa: BLE001 - whatever it was: the spool still has everything, and the thread must live
             self._tell(_brief(error))
             return False
         self._tell("ok")
         return True
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked > TAKE_OVER:
+            self._orphans += [Journal(folder, None) for folder in Folder.take_over(self._root, self._told)]
+            self._looked = time.monotonic()
+            self._weigh()
+
+    def _weigh(self) -> None:
+        self._spool.beside = sum(weigh(path) for path in (self._root / "rejected", *(each.folder.path for each in self._orphans)))
+
+    def _drain_orphans(self) -> None:
+        """One that cannot be read keeps nobody else's captures waiting."""
+        for journal in list(self._orphans):
+            try:
+                self._drain(journal)
+            except DBAPIError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it stays where it is, and is tried again
+                if journal.folder.path not in self._told:
+                    log.error("%s cannot be read, and what is in it is not stored: %s", journal.folder.path, _brief(error))
+                self._told.add(journal.folder.path)
+            if journal not in self._orphans:
+                self._weigh()
 
     def _prepare(self) -> None:
         if not self._migrated:
@@ -94,9 +116,10 @@ class Drainer(threading.Thread):
     def _store(self, batch: Sequence[Logged]) -> None:
         try:
             insert(self._db, batch)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # noqa: BLE001 - one of them is at fault: find it, and let the others through
+        except Exception as error:
+            if not _is_the_rows(error):
+                raise
+            # one of them is at fault: find it, and let the others through
             log.warning("storing %d captures one by one: %s", len(batch), _brief(error))
             for logged in batch:
                 self._store_alone(logged)
@@ -104,10 +127,10 @@ class Drainer(threading.Thread):
     def _store_alone(self, logged: Logged) -> None:
         try:
             insert(self._db, [logged])
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception as error:  # noqa: BLE001 - it must not keep the others waiting for ever
-            self.rejected += 1
+        except Exception as error:
+            if not _is_the_rows(error):
+                raise
+            self.rejected += 1  # it must not keep the others waiting for ever
             log.error("capture %s cannot be stored and is set aside in spool/rejected: %s", logged.begin.meta["id"], _brief(error))
             _set_aside(self._root / "rejected", logged)
 
@@ -127,6 +150,13 @@ def insert(db: Database, batch: Sequence[Logged]) -> None:
         for identity in {identity.id: identity for identity, _ in new}.values():
             tasks.ensure(session, identity)
         session.add_all(capture for _, capture in new)
+
+
+def _is_the_rows(error: Exception) -> bool:
+    """Whether the row itself is at fault, and not a database that takes no row now: it is away, read-only, without its tables."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, (DataError, IntegrityError))
+    return isinstance(error, StatementError) or not isinstance(error, (SQLAlchemyError, OSError, MemoryError))
 
 
 def _set_aside(folder: Path, logged: Logged) -> None:

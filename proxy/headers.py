@@ -10,16 +10,20 @@ HOP = frozenset(
      b"transfer-encoding", b"upgrade")
 )  # fmt: skip
 OURS = b"x-stillroom-"
+#: Where a client's key is.
+CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
+_ACCOUNT = (b"cookie", b"openai-organization", b"openai-project")  #: says whose key it is
+_SECRET = 8  # bytes: what is shorter is a placeholder, and found in ordinary words
 
 
 def to_teacher(headers: Headers, key: str | None) -> Headers:
-    """A client's headers as the teacher gets them; with a `key` of the operator's in place of the client's.
+    """A client's headers as the teacher gets them; with a `key` of the operator's in place of the client's credentials.
 
     Host and the body's framing are the upstream client's to add; Expect has been answered by our own server.
     """
     dropped = HOP | {b"host", b"content-length", b"expect"}
     if key is not None:
-        dropped |= {b"authorization"}
+        dropped |= {*CREDENTIALS, *_ACCOUNT}
     kept = _without(headers, dropped)
     return kept if key is None else [*kept, (b"authorization", b"Bearer " + key.encode())]
 
@@ -30,6 +34,13 @@ def to_client(headers: Headers, added: Headers) -> Headers:
     if first(headers, b"transfer-encoding"):
         dropped |= {b"content-length"}  # it does not count beside transfer-encoding (RFC 9112, 6.3)
     return [*_without(headers, dropped), *added]
+
+
+def secrets(headers: Headers) -> list[bytes]:
+    """The values of the credentials among these headers, with and without their scheme, longest first."""
+    values = [value for name, value in headers if name in CREDENTIALS]
+    parts = {part for value in values for part in (value, value.split(b" ")[-1]) if len(part) >= _SECRET}
+    return sorted(parts, key=len, reverse=True)
 
 
 def first(headers: Headers, name: bytes) -> str | None:

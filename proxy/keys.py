@@ -4,11 +4,10 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from proxy.headers import Headers
+from proxy.headers import CREDENTIALS, Headers
 
 SECONDS = 3600.0
 _PRUNE_AT = 10_000
-_CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
 
 
 class Keys:
@@ -24,8 +23,12 @@ class Keys:
             self._accepted = {key: at for key, at in self._accepted.items() if self._fresh(at)}
         self._accepted[_digest(headers)] = self._clock()
 
+    def revoke(self, headers: Headers) -> None:
+        """The teacher has refused the key in these headers."""
+        self._accepted.pop(_digest(headers), None)
+
     def accepted(self, headers: Headers) -> bool:
-        """Whether the teacher has accepted the key in these headers within the last hour."""
+        """Whether the teacher has accepted the key in these headers within the last hour, and not refused it since."""
         at = self._accepted.get(_digest(headers))
         return at is not None and self._fresh(at)
 
@@ -36,6 +39,6 @@ class Keys:
 def _digest(headers: Headers) -> bytes:
     digest = hashlib.sha256()
     for name, value in headers:
-        if name in _CREDENTIALS:
+        if name in CREDENTIALS:
             digest.update(name + b":" + value + b"\n")
     return digest.digest()

@@ -4,10 +4,9 @@ import logging
 from collections.abc import AsyncIterator
 
 from proxy.client import Client
+from proxy.errors import UpstreamError
 from proxy.headers import to_client
 from proxy.teacher import Teacher
-from proxy.upstream import UpstreamError
-from store import ids
 
 log = logging.getLogger("stillroom.proxy")
 
@@ -21,14 +20,14 @@ async def handle(client: Client, teacher: Teacher) -> None:
     except UpstreamError as error:
         raise teacher.refusal(error) from error
     client.watch()
-    added = [(b"x-stillroom-id", ids.new("req").encode()), (b"x-stillroom-served-by", b"teacher")]
+    added = [(b"x-stillroom-id", client.id.encode()), (b"x-stillroom-served-by", b"teacher")]
     try:
         await client.start(answer.status, to_client(answer.headers, added))
         async for chunk in answer:
             await client.send(chunk)
         await client.finish()
     except UpstreamError as error:  # not finished: the server breaks the client's connection too
-        log.warning("%s %s: the teacher's answer broke off: %s", client.method, client.path, error)
+        log.warning("%s %r: the teacher's answer broke off: %s", client.method, client.raw_path, error)
     finally:
         await answer.close()
 

@@ -2,13 +2,12 @@
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from proxy.request import Wish
-from store import routes
+from store import prompts, routes
 from store.routes import Table
 from store.session import Database
 
@@ -35,6 +34,8 @@ def choose(table: Table, task_id: str, request: dict[str, Any], wish: Wish, *, t
         return Choice(why="the task has no student" if wish is Wish.STUDENT else None)
     if request.get("n") not in (None, 1):
         return Choice(why="the request asks for more than one choice")
+    if field := prompts.beyond(request):
+        return Choice(why=f"the request has {field}, which the student is not given")
     if not table.engines or target.adapter_id not in table.loaded:
         return Choice(why=f"no engine has {target.adapter_id} loaded")
     if not trusted:
@@ -53,7 +54,13 @@ class Routes(threading.Thread):
         self._db = db
         self._seconds = seconds
         self._halt = threading.Event()
+        self._read: float | None = None
         self._failed = True  # until a first success: that the database is away at the start is the drainer's to tell
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the table was read; None before the first time."""
+        return None if self._read is None else round(time.monotonic() - self._read, 1)
 
     def run(self) -> None:
         self.refresh()
@@ -65,8 +72,8 @@ class Routes(threading.Thread):
         try:
             with self._db.read() as session:
                 self.table = routes.read(session)
-            self._failed = False
-        except SQLAlchemyError as error:
+            self._read, self._failed = time.monotonic(), False
+        except Exception as error:  # noqa: BLE001 - whatever it was: the last table is still good, and the thread must live
             if not self._failed:
                 log.warning("the routes cannot be read, the last ones stay: %s", type(error).__name__)
             self._failed = True

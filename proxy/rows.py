@@ -1,11 +1,12 @@
 """From an exchange in the spool to its row in the database. Off the request's path, and never raises for a strange body."""
 
-import zlib
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from proxy import request as requests
+from proxy.encoding import decode
 from proxy.journal import Logged
 from store import answers, tasks
 from store.answers import Answer
@@ -13,7 +14,6 @@ from store.states import CaptureStatus, Server
 from store.tables import Capture
 from store.tasks import Identity
 
-MAX_DECODED = 100_000_000  # bytes: a compressed answer that grows beyond is kept as far as this
 _INT_MAX = 2**31 - 1
 
 
@@ -34,7 +34,7 @@ def build(logged: Logged) -> tuple[Identity, Capture]:
         served_by=Server(end.get("served_by", Server.TEACHER)),  # type: ignore[call-arg]
         adapter_id=end.get("adapter_id"),
         fallback=_text(end.get("fallback"), 200),
-        model=_text(request["model"], 200) or "",
+        model=_text(identity.teacher_model, 200) or "",
         stream=stream,
         http_status=end.get("http_status"),
         request=logged.begin.body,
@@ -50,19 +50,7 @@ def build(logged: Logged) -> tuple[Identity, Capture]:
         error=_text(end.get("error") or logged.why or unread or answer.error),
         meta=_meta(request),
     )
-    return replace(identity, system=_text(identity.system) or "", teacher_model=_text(identity.teacher_model) or ""), capture
-
-
-def decode(body: bytes, encoding: str | None) -> tuple[bytes, str | None]:
-    """An answer's body with its content-encoding undone; and, where that cannot be done, the body as it came and why."""
-    if not body or encoding in (None, "", "identity"):
-        return body, None
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        return body, f"the answer is {encoding}-encoded and kept as it came"
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_DECODED), None
-    except zlib.error as error:
-        return body, f"the answer cannot be read as {encoding}: {error}"
+    return identity, capture
 
 
 def _status(end: dict[str, Any], stream: bool, answer: Answer) -> CaptureStatus:
@@ -82,10 +70,18 @@ def _prompt(request: dict[str, Any]) -> str:
 
 def _meta(request: dict[str, Any]) -> dict[str, Any]:
     metadata = request.get("metadata")
-    meta = dict(metadata) if isinstance(metadata, dict) else {}
+    meta = dict(metadata) if isinstance(metadata, dict) and _writable(metadata) else {}
     if isinstance(request.get("user"), str):
         meta["user"] = request["user"]
     return meta
+
+
+def _writable(value: object) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:  # nested deeper than the database is given JSON
+        return False
+    return True
 
 
 def _text(value: object, limit: int | None = None) -> str | None:

@@ -1,6 +1,10 @@
 """How the proxy is wired on this machine."""
 
+from urllib.parse import urlsplit
+
+import httpx
 from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from store.settings import StoreSettings
 
@@ -8,11 +12,13 @@ from store.settings import StoreSettings
 class ProxySettings(StoreSettings):
     """Read from STILLROOM_* environment variables."""
 
+    model_config = SettingsConfigDict(hide_input_in_errors=True)  # the operator's key may be in it
+
     proxy_host: str = Field("127.0.0.1", description="Address the proxy listens on.")
     proxy_port: int = Field(8080, ge=0, le=65535, description="Port the proxy listens on; 0 takes a free one.")
     teacher_url: str = Field("https://api.openai.com/v1", description="The teacher's API; /v1/x goes to {teacher_url}/x.")
     teacher_key: SecretStr | None = Field(
-        None, description="The operator's key: replaces every client's key. Without it each client's own key is forwarded."
+        None, description="The operator's key: replaces every client's credentials. Without it each client's own key is forwarded."
     )
     connect_timeout: float = Field(10.0, gt=0, description="Seconds to wait for a connection to the teacher.")
     read_timeout: float = Field(600.0, gt=0, description="Seconds the teacher may be silent; there is no limit in total.")
@@ -33,4 +39,20 @@ class ProxySettings(StoreSettings):
     def _http(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://, as https://api.openai.com/v1 does")
+        if any(mark in url for mark in "?# "):
+            raise ValueError("must have no query, no fragment and no space")
+        try:
+            named = urlsplit(url).port != 0 and httpx.URL(url).host
+        except (ValueError, httpx.InvalidURL) as error:
+            raise ValueError(f"cannot be read: {error}") from error
+        if not named:
+            raise ValueError("must name a host, and no port 0")
         return url.rstrip("/")
+
+    @field_validator("teacher_key")
+    @classmethod
+    def _printable(cls, key: SecretStr | None) -> SecretStr | None:
+        value = key.get_secret_value().strip() if key is not None else None
+        if value is not None and not value.isprintable():
+            raise ValueError("must have no control characters in it")
+        return SecretStr(value) if value else None

@@ -7,6 +7,7 @@ A frame is three little-endian u32 (length of meta, length of body, CRC-32 of bo
 What the kernel has taken survives kill -9; it does not survive the loss of power.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -52,20 +53,26 @@ class Folder:
         """A new one for this process. Raises OSError."""
         name = f"{os.getpid()}-{time.time_ns()}"
         hidden = root / f".{name}"  # until it is locked, nobody may take it over
-        root.mkdir(parents=True, mode=0o700, exist_ok=True)
+        for made in (root.parent, root):  # the home folder is not for others either
+            made.mkdir(parents=True, mode=0o700, exist_ok=True)
         hidden.mkdir(mode=0o700)
         lock = os.open(hidden / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         return cls(hidden.rename(root / name), lock)
 
     @classmethod
-    def take_over(cls, root: Path) -> "list[Folder]":
-        """Those whose processes are dead."""
+    def take_over(cls, root: Path, told: set[Path]) -> "list[Folder]":
+        """Those whose processes are dead. One that cannot be opened is left alone; the log says so unless it is in `told`."""
         taken = []
         for path in sorted(p for p in root.glob("[!.]*") if p.is_dir()):
             try:
                 lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:  # another process has just finished with it
+                continue
+            except OSError as error:
+                if path not in told:
+                    log.error("%s cannot be opened, and what is in it is not stored: %s", path, error.strerror)
+                told.add(path)
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +99,7 @@ class Spool:
         self.folder = folder
         self.uncaptured = 0  #: exchanges that were answered and not kept
         self.bytes = 0  #: appended and not yet deleted
+        self.beside = 0  #: bytes of the spool that are not this process's, as the drainer says: they count towards its limit
         self.active: Path | None = None  #: the segment that is appended to
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
@@ -112,8 +120,9 @@ class Spool:
         parts = (FRAME.pack(len(head), len(body), zlib.crc32(body, zlib.crc32(head))), head, body)
         size = FRAME.size + len(head) + len(body)
         with self._lock:
-            if self.bytes + size > self._max_bytes and not reserve:
-                raise NotKept(f"the spool holds {self.bytes:,} bytes (STILLROOM_SPOOL_MAX_BYTES is {self._max_bytes:,})")
+            held = self.bytes + self.beside
+            if held + size > self._max_bytes and not reserve:
+                raise NotKept(f"the spool holds {held:,} bytes (STILLROOM_SPOOL_MAX_BYTES is {self._max_bytes:,})")
             try:
                 if self.active is None or self._size >= self._segment_bytes:
                     self._open_next()
@@ -176,6 +185,15 @@ class Spool:
         if self.active is not None:
             os.close(self._fd)
         self.active = None
+
+
+def weigh(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 if there is none."""
+    total = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            total += path.stat().st_size
+    return total
 
 
 def read(path: Path, offset: int) -> Iterator[tuple[Record, int]]:

@@ -1,17 +1,23 @@
 """Asking a student, such that its answer is good enough to send or the teacher can still be asked instead."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import orjson
 
+from proxy.base import Base
 from proxy.breaker import Breaker
+from proxy.errors import UpstreamError
 from proxy.headers import Headers
-from proxy.upstream import Answer, Base, Upstream, UpstreamError
+from proxy.upstream import Answer, Upstream
 from store import answers, prompts
 
+log = logging.getLogger("stillroom.proxy")
+
+_DONE = b"data: [DONE]\n\n"
 _JSON = [(b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
 _FINISHED = {"stop", "tool_calls"}
 
@@ -36,24 +42,28 @@ class Students:
         self._timeout = timeout
         self._upstream = Upstream(connect_timeout=timeout, read_timeout=timeout)
 
-    async def ask(self, engines: Sequence[str], adapter_id: str, request: dict[str, Any]) -> Answer:
+    async def ask(self, engines: Sequence[str], adapter_id: str, request: dict[str, Any], context: int | None) -> Answer:
         """An answer whose whole body, or whose first text if it streams, is here. Raises NoAnswer."""
         engine = self._admitted(engines)
         breaker = self.breakers[engine]
         answer = None
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._open(engine, adapter_id, request)
+                answer = await self._open(engine, adapter_id, request, context)
                 fit: Answer = await (_stream(answer, request, breaker) if request.get("stream") else _whole(answer, request))
         except (UpstreamError, TimeoutError, NoAnswer) as error:
             breaker.succeed() if isinstance(error, _Unfit) else breaker.fail()
             why = f"no answer within {self._timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             raise NoAnswer(f"student: {why}") from error
+        except Exception as error:
+            log.exception("the student could not be asked")
+            breaker.release()
+            raise NoAnswer(f"student: stillroom failed on it ({type(error).__name__}), its log says why") from error
         except BaseException:
             breaker.release()
             raise
         else:
-            breaker.succeed()
+            breaker.release() if isinstance(fit, _Stream) else breaker.succeed()
             answer = None
             return fit
         finally:
@@ -64,8 +74,8 @@ class Students:
         """Close every connection."""
         await self._upstream.close()
 
-    async def _open(self, engine: str, adapter_id: str, request: dict[str, Any]) -> Answer:
-        body = orjson.dumps(prompts.for_student(request, adapter_id))
+    async def _open(self, engine: str, adapter_id: str, request: dict[str, Any], context: int | None) -> Answer:
+        body = orjson.dumps(prompts.for_student(request, adapter_id, context))
         answer = await self._upstream.open("POST", Base(engine), b"/v1/chat/completions", _JSON, body)
         if answer.status != 200:
             await answer.close()
@@ -108,8 +118,10 @@ class _Stream:
         yield self._first
         try:
             async for event, _ in self._rest:
+                if event == _DONE:
+                    self._breaker.succeed()
                 yield event
-        except (UpstreamError, NoAnswer) as error:
+        except (UpstreamError, NoAnswer, orjson.JSONEncodeError) as error:
             self._breaker.fail()
             raise Died(str(error)) from error
 
@@ -147,7 +159,7 @@ async def _rewritten(answer: Answer, request: dict[str, Any]) -> AsyncIterator[t
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
     async for data in _events(answer):
         if data == b"[DONE]":
-            yield b"data: [DONE]\n\n", False
+            yield _DONE, False
             return
         try:
             chunk = orjson.loads(data)
@@ -181,7 +193,7 @@ def _tells(choice: Any) -> bool:
 
 def _asks_json(request: dict[str, Any]) -> bool:
     wanted = request.get("response_format")
-    return isinstance(wanted, dict) and wanted.get("type") in {"json_object", "json_schema"}
+    return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
 
 
 def _is_json(content: Any) -> bool:

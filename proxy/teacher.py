@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator
 
+from proxy.base import Base
 from proxy.client import Client
-from proxy.errors import Refusal
-from proxy.headers import to_teacher
+from proxy.errors import Refusal, TimedOut, Unreachable, Unsendable, UpstreamError
+from proxy.headers import secrets, to_teacher
 from proxy.keys import Keys
 from proxy.settings import ProxySettings
-from proxy.upstream import Answer, Base, TimedOut, Unreachable, Unsendable, Upstream, UpstreamError
+from proxy.upstream import Answer, Upstream
 
 _PREFIX = len(b"/v1")
 
@@ -29,9 +30,16 @@ class Teacher:
         headers = to_teacher(client.headers, self._key)
         return await self._upstream.open(client.method, self._base, target, headers, body, length=client.header(b"content-length"))
 
-    def accepted(self, client: Client) -> None:
-        """The teacher has answered a completion for this client with 2xx."""
-        self._keys.accept(client.headers)
+    def secrets(self, client: Client) -> list[bytes]:
+        """The keys under which this client's request is sent."""
+        return secrets(to_teacher(client.headers, self._key))
+
+    def judged(self, client: Client, status: int) -> None:
+        """The teacher has answered a completion for this client: 2xx accepts its key, 401 and 403 refuse it."""
+        if 200 <= status < 300:
+            self._keys.accept(client.headers)
+        elif status in (401, 403):
+            self._keys.revoke(client.headers)
 
     def trusts(self, client: Client) -> bool:
         """Whether a student may answer this client: the operator's key is used, or the client's is known to be good."""

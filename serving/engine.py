@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from serving.command import DRAIN, Command, VllmMissing
-from serving.preparation import BaseUnavailable, Preparation
+from serving.command import DRAIN, BaseUnavailable, Command, VllmMissing
+from serving.preparation import Preparation
 from serving.vllm import StudentError, StudentServer
 from serving.watch import PATIENT, Timing, Watch
 from store import children
@@ -38,6 +38,7 @@ class State:
     base_path: Path | None = None
     served_name: str = ""  #: the base model's name in vLLM
     restarts: int = 0
+    context: int | None = None  #: tokens of a prompt and its answer together, as vLLM says
 
 
 class Engine:
@@ -116,6 +117,7 @@ class Engine:
             self._died(f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}", now)
         elif self._watch is None:
             if self.server.health():
+                self.state = replace(self.state, context=_context(self.server))
                 self._watch = Watch(self.server, self.model, self.timing)
                 self._vain_starts = 0
                 self.state = replace(self.state, status=EngineStatus.READY, detail="")
@@ -173,7 +175,8 @@ class Attached:
                 self.state = replace(self.state, status=EngineStatus.DOWN, detail=str(error))
             else:
                 self._watch = Watch(self.server, name, self.timing)
-                self.state = replace(self.state, status=EngineStatus.READY, detail="", served_name=name)
+                context = _context(self.server)
+                self.state = replace(self.state, status=EngineStatus.READY, detail="", served_name=name, context=context)
         else:
             self._watch.tick(now)
             if self._watch.dead:
@@ -197,6 +200,14 @@ class Attached:
         except BaseUnavailable as missing:
             self._due = now + self.timing.missing_pause
             self.state = replace(self.state, status=EngineStatus.FAILED, detail=str(missing))
+
+
+def _context(server: StudentServer) -> int | None:
+    """None where the server does not say: it is then asked for as much as the client wishes."""
+    try:
+        return server.context()
+    except StudentError:
+        return None
 
 
 def reap(marker: str, log_file: Path) -> int:

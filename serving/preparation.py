@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from serving.command import python_path
+from serving.command import BaseUnavailable, python_path
 from store import children
 
 PREPARE = """
@@ -18,10 +18,6 @@ try:
 except BaseModelMissing as missing:
     sys.exit(f"{missing}")
 """
-
-
-class BaseUnavailable(Exception):
-    """The base model could not be prepared; the message says why and what to do."""
 
 
 class Preparation:

@@ -55,6 +55,7 @@ class Outcome:
 
     loaded: tuple[str, ...]  #: wanted adapters that the server has now, and those it keeps a little longer
     refused: dict[str, str] = field(default_factory=dict)  #: adapter id -> why it must not, or will not, be loaded
+    unread: dict[str, str] = field(default_factory=dict)  #: adapter id -> why its folder could not be read: tried again later
     complete: bool = True  #: the server answered throughout, so that whatever is missing was refused
 
 
@@ -83,28 +84,33 @@ class Reconciler:
     def __init__(self, settings: ServingSettings, grace: float = GRACE, again: float = AGAIN) -> None:
         self.settings, self.grace, self.again = settings, grace, again
         self._unwanted: dict[str, float] = {}  # adapter -> since when, monotonic
-        self._failed: dict[str, tuple[float, str]] = {}  # adapter -> when, monotonic, and why
+        self._failed: dict[str, tuple[float, str, bool]] = {}  # adapter -> when, monotonic, why, and whether it was refused
 
     def step(self, server: StudentServer, base_path: Path, plan: Plan) -> Outcome:
         """One pass. Raises StudentDown if the server cannot even say what it has."""
         now = time.monotonic()
         have = set(server.models()) & plan.known
         wanted = {each.id for each in plan.wanted}
-        refused: dict[str, str] = {}
+        self._failed = {name: failure for name, failure in self._failed.items() if name in wanted}
+        refused, unread = dict[str, str](), dict[str, str]()
         complete = True
         for adapter in plan.wanted:
             if adapter.id in have:
                 continue
-            at, why = self._failed.get(adapter.id, (-self.again, ""))
+            at, why, was_refused = self._failed.get(adapter.id, (-self.again, "", False))
             if now - at < self.again:
-                refused[adapter.id] = why
+                (refused if was_refused else unread)[adapter.id] = why
                 continue
             try:
                 self._load(server, base_path, adapter)
             except (AdapterRefused, StudentRefused, AdapterMissing) as error:
                 log.error("adapter %s is not loaded: %s", adapter.id, error)
                 refused[adapter.id] = str(error)
-                self._failed[adapter.id] = (now, str(error))
+                self._failed[adapter.id] = (now, str(error), True)
+            except OSError as error:
+                unread[adapter.id] = f"{error.filename or adapter.folder} cannot be read: {error.strerror or error}"
+                log.error("adapter %s is not loaded: %s", adapter.id, unread[adapter.id])
+                self._failed[adapter.id] = (now, unread[adapter.id], False)
             except StudentDown as error:
                 log.warning("adapter %s has to wait: %s", adapter.id, error)
                 complete = False
@@ -113,7 +119,7 @@ class Reconciler:
                 self._failed.pop(adapter.id, None)
                 have.add(adapter.id)
         have -= self._unload(server, have - wanted, now)
-        return Outcome(tuple(sorted(have)), refused, complete)
+        return Outcome(tuple(sorted(have)), refused, unread, complete)
 
     def _load(self, server: StudentServer, base_path: Path, adapter: Wanted) -> None:
         if adapter.base_model != self.settings.base_model:

@@ -1,7 +1,7 @@
 """An adapter's way into traffic and out of it. Rows only: no vLLM is asked anything here, and nothing heavy is imported.
 
     (candidate) -> STAGED -> LIVE -> RETIRED | ROLLED_BACK
-              \\-> REFUSED      \\-> RETIRED (its verdict was no)
+              \\-> REFUSED      \\-> RETIRED (its verdict was no, or it never got one)
 
 A promotion that a person asked for while no vLLM had the adapter is a staged rollout whose `detail` begins with ASKED, its
 particulars in the audit log: `advance` promotes it once it is loaded.
@@ -69,7 +69,10 @@ def promote(session: Session, adapter_id: str, *, by: str, why: str, holdback: f
 
 
 def request_promotion(session: Session, adapter_id: str, *, by: str, why: str, holdback: float | None = None) -> Route | None:
-    """Promote now if that can be done; else have the adapter loaded and promoted then, and return None. Raises NotReady."""
+    """Promote now if that can be done; else have the adapter loaded and promoted then, and return None. Raises NotReady.
+
+    One that was refused is looked at again: what was in its way may be mended.
+    """
     adapter, task, rollout = _known(session, adapter_id)
     is_live = rollout is not None and rollout.stage == RolloutStage.LIVE
     if is_live or adapter_id in routes.read(session).loaded:
@@ -153,7 +156,8 @@ def _judge(
             return Step(Verb.RETIRE, adapter.id, "the task is ignored")
         return Step(Verb.PROMOTE, adapter.id, rollout.detail.partition(": ")[2]) if is_loaded else None
     if verdict is None:
-        return None
+        given_up = adapter.status == AdapterStatus.REFUSED
+        return Step(Verb.RETIRE, adapter.id, "its evaluation could not be finished") if given_up else None
     if verdict.outcome != Outcome.PASSED:
         return Step(Verb.RETIRE, adapter.id, f"its verdict: {verdict.outcome}. {verdict.reason}")
     route = session.get(Route, task.id)
@@ -183,8 +187,6 @@ def _known(session: Session, adapter_id: str) -> tuple[Adapter, Task, Rollout | 
     if adapter is None:
         raise NotReady(f"there is no adapter {adapter_id}: `stillroom adapters` lists them")
     task, rollout = session.get_one(Task, adapter.task_id), _of(session, adapter_id)
-    if rollout is not None and rollout.stage == RolloutStage.REFUSED:
-        raise NotReady(f"{adapter_id} was refused and cannot be loaded: {rollout.detail}")
     if task.status == TaskStatus.IGNORED:
         raise NotReady(f"the task {task.name} is ignored: make it active first")
     return adapter, task, rollout

@@ -2,6 +2,7 @@
 
 StudentError
 ├── StudentDown      nobody answers, or the engine behind the server is dead: try again when it is back
+│   └── StudentSlow  no answer in time: it may be the question's fault, `probe` tells
 ├── AdapterMissing   the server has no model of that name (yet)
 └── StudentRefused   the server is well and will not do this
 """
@@ -20,6 +21,10 @@ class StudentError(Exception):
 
 class StudentDown(StudentError):
     """vLLM does not answer, or says that its engine is dead."""
+
+
+class StudentSlow(StudentDown):
+    """vLLM took the request and did not answer it in time."""
 
 
 class AdapterMissing(StudentError):
@@ -71,6 +76,11 @@ class StudentServer:
                 return str(card["id"])
         raise StudentRefused(f"the server at {self.url} serves no base model")
 
+    def context(self) -> int | None:
+        """Tokens of a prompt and its answer together; None if the server does not say. Raises StudentError."""
+        known = [card.get("max_model_len") for card in self._cards() if card.get("parent") is None]
+        return next((length for length in known if isinstance(length, int)), None)
+
     def load(self, name: str, path: str) -> None:
         """Load the adapter folder `path` under `name`; nothing happens if the name is loaded already. Raises StudentError."""
         try:
@@ -106,8 +116,10 @@ class StudentServer:
             if timeout is not None:
                 request.extensions["timeout"] = httpx.Timeout(timeout, connect=5.0).as_dict()
             response = self._client.send(request)
+        except httpx.ConnectTimeout as error:
+            raise StudentDown(f"vLLM at {self.url} cannot be reached in time") from error
         except httpx.TimeoutException as error:
-            raise StudentDown(f"vLLM at {self.url} did not answer {path} in time") from error
+            raise StudentSlow(f"vLLM at {self.url} did not answer {path} in time") from error
         except httpx.TransportError as error:
             raise StudentDown(f"vLLM at {self.url} cannot be reached: {error}") from error
         if response.is_success:

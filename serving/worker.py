@@ -103,7 +103,7 @@ class Worker:
                 self._reconciled = life if self.outcome.complete else self._reconciled
         if self._reconciled != life:
             return replace(state, status=EngineStatus.STARTING, detail="loading adapters")
-        missing = [f"{name} is not loaded: {why}" for name, why in self.outcome.refused.items()]
+        missing = [f"{name} is not loaded: {why}" for name, why in {**self.outcome.refused, **self.outcome.unread}.items()]
         return replace(state, detail="; ".join(missing))
 
     def _write(self, state: State) -> None:
@@ -117,7 +117,7 @@ class Worker:
                 row = tables.Engine(id=self.settings.engine_id, status=state.status)
                 session.add(row)
             row.status, row.detail, row.restarts = state.status, state.detail, state.restarts
-            row.url, row.pid = state.url, state.pid
+            row.url, row.pid, row.context = state.url, state.pid, state.context
             row.base_model, row.served_name = self.settings.base_model, state.served_name
             row.base_path = str(state.base_path) if state.base_path is not None else None
             row.loaded, row.heartbeat_at = list(self.outcome.loaded), now()

@@ -55,7 +55,7 @@ def read_stream(body: bytes) -> Answer:
     error = None
     ended = False
     for data in events(body):
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":
             ended = True
             break
         try:
@@ -76,9 +76,8 @@ def read_stream(body: bytes) -> Answer:
         role = _text(delta.get("role")) or role
         content.append(_text(delta.get("content")) or "")
         refusal += _text(delta.get("refusal")) or ""
-        for call in delta.get("tool_calls") or []:
-            if isinstance(call, dict):
-                _add_call(calls, call)
+        for call in _dicts(delta.get("tool_calls")):
+            _add_call(calls, call)
     message: dict[str, Any] = {"role": role, "content": "".join(content) if any(content) or not calls else None}
     if calls:
         message["tool_calls"] = [calls[i] for i in sorted(calls)]
@@ -105,10 +104,12 @@ def text_of(message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str) and content:
         return content
-    if message.get("tool_calls"):
-        calls = [c.get("function") for c in message["tool_calls"] if isinstance(c, dict)]
-        return orjson.dumps(calls, default=str).decode()
-    return str(message.get("refusal") or "")
+    if calls := [call.get("function") for call in _dicts(message.get("tool_calls"))]:
+        try:
+            return orjson.dumps(calls, default=str).decode()
+        except TypeError:  # nested deeper than orjson writes
+            return ""
+    return _text(message.get("refusal")) or ""
 
 
 def _add_call(calls: dict[int, dict[str, Any]], delta: dict[str, Any]) -> None:
@@ -125,10 +126,11 @@ def _add_call(calls: dict[int, dict[str, Any]], delta: dict[str, Any]) -> None:
 
 
 def _first(choices: Any, *, index: int) -> dict[str, Any]:
-    for choice in choices if isinstance(choices, list) else []:
-        if isinstance(choice, dict) and choice.get("index", index) == index:
-            return choice
-    return {}
+    return next((choice for choice in _dicts(choices) if choice.get("index", index) == index), {})
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _usage(data: dict[str, Any]) -> dict[str, Any]:
@@ -145,4 +147,7 @@ def _text(value: Any) -> str | None:
 def _error_text(error: Any) -> str:
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return str(error["message"])
-    return str(error)
+    try:
+        return str(error)
+    except RecursionError:
+        return "an error that is nested too deeply to be written down"

@@ -1,5 +1,6 @@
 """Bring the database to the schema this version knows. Every process calls it at its start; one of them does the work."""
 
+import threading
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from alembic.script import ScriptDirectory
 from store.session import Database
 
 LOCK = 7_317_711  # any number, the same in every process
+_ALEMBIC = threading.Lock()  # its `op` and `context` are the process's: two databases cannot be migrated at once
 
 
 def upgrade(db: Database) -> None:
@@ -24,4 +26,5 @@ def upgrade(db: Database) -> None:
         if MigrationContext.configure(connection).get_current_revision() == head:
             return
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")

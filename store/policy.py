@@ -8,11 +8,11 @@ from store.tables import Task
 class Policy(BaseModel):
     """Defaults of DECISIONS; a task's row holds only what differs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     first_pairs: int = Field(300, ge=1, description="The first training starts at this many pairs.")
-    growth: float = Field(0.25, gt=0, description="The next one when the pairs have grown by this share.")
-    min_hours: float = Field(24.0, ge=0, description="At least this many hours between two trainings.")
+    growth: float = Field(0.25, gt=0, le=100, description="The next one when the pairs have grown by this share.")
+    min_hours: float = Field(24.0, ge=0, le=8760, description="At least this many hours between two trainings.")
     cron: str | None = Field(None, description="Train by this crontab line instead of by growth, e.g. '0 3 * * *'.")
     holdout: float = Field(0.2, gt=0, lt=1, description="Share of conversations kept from training, for the gate.")
     holdout_max: int = Field(1000, ge=1, description="The gate judges at most this many holdout rows.")

@@ -25,6 +25,7 @@ class Table:
     targets: dict[str, Target]  #: by task id; a task not in it belongs to the teacher
     engines: tuple[str, ...]  #: base URLs of vLLM servers that are ready
     loaded: frozenset[str]  #: adapters that every ready engine has
+    context: int | None = None  #: tokens of a prompt and its answer together, of the ready engine that has the fewest
 
 
 def read(session: Session) -> Table:
@@ -36,6 +37,7 @@ def read(session: Session) -> Table:
         targets={r.task_id: Target(r.adapter_id, r.holdback) for r in routes if r.adapter_id is not None},
         engines=tuple(engine.url for engine in engines if engine.url),
         loaded=frozenset.intersection(*have) if have else frozenset(),
+        context=min((engine.context for engine in engines if engine.context is not None), default=None),
     )
 
 

@@ -1,5 +1,6 @@
 """The database and its sessions. The only place that commits."""
 
+import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from sqlmodel import Session
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 BUSY_SECONDS = 30  # how long a writer waits for SQLite's one write lock
+# libpq's: seconds, and one in milliseconds. A host that vanishes without a word holds a thread for some ten seconds, not for hours.
+POSTGRES = {
+    "connect_timeout": 5, "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}  # fmt: skip
 
 
 class Database:
@@ -22,9 +28,10 @@ class Database:
     def __init__(self, url: str) -> None:
         parsed = sa.make_url(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
-        if self.sqlite and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS} if self.sqlite else {"connect_timeout": 5}
+        file = _file(parsed) if self.sqlite else None
+        if file is not None:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what clients say is kept in it
+        connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS} if self.sqlite else POSTGRES
         self.engine = sa.create_engine(
             url,
             pool_pre_ping=not self.sqlite,
@@ -32,6 +39,8 @@ class Database:
             hide_parameters=True,  # an error's text must not carry people's data into logs
             json_serializer=_to_json,
         )
+        if file is not None:
+            sa.event.listen(self.engine, "do_connect", lambda *_: _make_private(file))
         if self.sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -56,6 +65,16 @@ class Database:
 def _to_json(value: Any) -> str:
     """JSON as PostgreSQL takes it: NUL characters, which it cannot store, are left out."""
     return _NUL.sub(r"\1", orjson.dumps(value).decode())
+
+
+def _file(url: sa.URL) -> Path | None:
+    return Path(url.database) if url.database and url.database != ":memory:" and "uri" not in url.query else None
+
+
+def _make_private(file: Path) -> None:
+    """SQLite would make it for everybody to read; its -wal and -shm get the mode that it has."""
+    with contextlib.suppress(OSError):  # it is there; or SQLite says better what is wrong
+        file.touch(mode=0o600, exist_ok=False)
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

@@ -1,9 +1,13 @@
 """Where things are kept: the settings every room shares."""
 
+import sys
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+S = TypeVar("S", bound="StoreSettings")
 
 
 class StoreSettings(BaseSettings):
@@ -38,3 +42,17 @@ class StoreSettings(BaseSettings):
     def logs(self) -> Path:
         """Log files of the processes that stillroom supervises."""
         return self.home_path / "logs"
+
+
+def load(kind: type[S]) -> S:
+    """A room's settings out of the environment; exits with a line on stderr that names the variable if they cannot be used."""
+    try:
+        return kind()
+    except ValidationError as error:
+        sys.exit(f"Error: {explain(error)}")
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the environment, in words for a person. Never what a variable holds: it may be a secret."""
+    wrong = "; ".join(f"STILLROOM_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
+    return f"The environment cannot be used: {wrong}"

@@ -5,7 +5,7 @@ from typing import Self
 
 
 class State(StrEnum):
-    """A string with a sentence; the API, the console and the command line show the sentence."""
+    """A string with a sentence; the API and the command line show the sentence."""
 
     sentence: str
 

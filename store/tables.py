@@ -3,7 +3,8 @@
     capture (+ reviews) -> pair -> dataset -> run -> adapter -> evaluation -> verdict -> rollout -> route
 
 One room writes a table: proxy captures and the tasks it first sees; distill pairs to verdicts; serving engines and rollouts; admin
-reviews, tokens and tasks' policies. Routes have two writers, serving and admin, both through `store.routes`.
+reviews, tokens and tasks' policies. Routes have two writers, serving and admin, both through `store.routes`. Exceptions: admin's
+import writes captures and their tasks as the proxy does, and distill writes a task's columns of its own (those that say so).
 """
 
 from datetime import datetime
@@ -49,6 +50,8 @@ class Task(SQLModel, table=True):
     policy: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  #: what differs from `store.policy.Policy`
     #: a person wants a training now; set by admin, cleared by distill when it has turned
     train_asked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    #: when its last turn of the wheel came to an end, whatever that was
+    turned_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = _created()
 
 
@@ -100,14 +103,19 @@ class Pair(SQLModel, table=True):
     """A capture judged fit (or not) to learn from; made once, its split never changes."""
 
     __tablename__ = "pairs"
-    __table_args__ = (sa.Index("pairs_by_content", "task_id", "content_hash"),)
+    __table_args__ = (
+        sa.Index("pairs_by_content", "task_id", "content_hash"),
+        sa.Index("pairs_by_prompt", "task_id", "prompt_hash"),
+        sa.Index("pairs_by_conversation", "task_id", "conversation"),
+    )
     id: str = Field(default_factory=lambda: ids.new("pair"), primary_key=True, max_length=40)
     task_id: str = Field(index=True, max_length=40)
     capture_id: str = Field(foreign_key="captures.id", unique=True, max_length=40)
     status: PairStatus = Field(sa_type=StateText(PairStatus))
     reason: str = Field(default="", max_length=200)  #: why it was excluded
     split: Split | None = Field(default=None, sa_type=StateText(Split))
-    content_hash: str = Field(default="", max_length=64)  #: of messages, tools and completion
+    content_hash: str = Field(default="", max_length=64)  #: of messages, tools and completion, without the ids of tool calls
+    prompt_hash: str = Field(default="", max_length=64)  #: of messages and tools, likewise
     conversation: str = Field(default="", max_length=64)  #: pairs with the same one share a split
     messages: list[Message] = Field(default_factory=list, sa_type=OrderedJson)
     tools: list[dict[str, Any]] | None = Field(default=None, sa_type=OrderedJson)
@@ -156,7 +164,7 @@ class Run(SQLModel, table=True):
     loss: float | None = None
     rows_per_second: float | None = None
     train_seconds: float | None = None
-    attempts: int = 0  #: times its trainer was started
+    attempts: int = 0  #: times in a row that its trainer was killed and had got no further than before
     error: str | None = Field(default=None, sa_type=sa.Text)
     created_at: datetime = _created()
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
@@ -203,6 +211,7 @@ class Evaluation(SQLModel, table=True):
     kind: str = Field(default="", max_length=20)  #: label, json, tools or text: `distill.agreement`
     answered: int = 0
     total: int = 0
+    attempts: int = 0  #: times in a row that it broke off and nothing was answered
     error: str | None = Field(default=None, sa_type=sa.Text)
     created_at: datetime = _created()
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
@@ -250,6 +259,7 @@ class Engine(SQLModel, table=True):
     base_model: str = Field(default="", max_length=500)  #: as configured
     base_path: str | None = Field(default=None, max_length=1000)  #: the prepared folder
     served_name: str = Field(default="", max_length=500)  #: the base model's name in vLLM
+    context: int | None = None  #: tokens of a prompt and its answer together, as vLLM says
     pid: int | None = None
     restarts: int = 0
     detail: str = Field(default="", sa_type=sa.Text)

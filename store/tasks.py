@@ -1,13 +1,15 @@
 """Task identity: which student a request belongs to.
 
 A task's key is the hash of what stays fixed while requests vary: teacher model, system messages, tools, response format.
-An explicit name (the header `x-stillroom-task`, or `metadata.task` in the body) wins.
+An explicit name (the header `x-stillroom-task`, or `metadata.task` in the body) wins. The name or the id that the key gives by
+itself names the same task: a client may send back what it was told.
 """
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -48,11 +50,11 @@ def identify(request: Mapping[str, Any], name: str | None = None) -> Identity:
         raise BadTaskName(name)
     model = request.get("model") if isinstance(request.get("model"), str) else ""
     system = system_text(request)
-    if name:
-        digest = _digest(["name", name])
-    else:
-        digest = _digest(["key", model, system, request.get("tools"), request.get("response_format")])
-    return Identity(id=f"task_{digest}", name=name or _invent_name(system, digest), teacher_model=model or "", system=system)
+    digest = _digest(["key", model, system, request.get("tools"), request.get("response_format")])
+    keyed = Identity(id=f"task_{digest}", name=_invent_name(system, digest), teacher_model=model or "", system=system)
+    if not name or name in (keyed.id, keyed.name):
+        return keyed
+    return replace(keyed, id=f"task_{_digest(['name', name])}", name=name)
 
 
 def system_text(request: Mapping[str, Any]) -> str:
@@ -60,7 +62,7 @@ def system_text(request: Mapping[str, Any]) -> str:
     messages = request.get("messages")
     if not isinstance(messages, list):
         return ""
-    fixed = [m for m in messages if isinstance(m, dict) and m.get("role") in {"system", "developer"}]
+    fixed = [m for m in messages if isinstance(m, dict) and m.get("role") in ("system", "developer")]
     return "\n\n".join(text_of(m.get("content")) for m in fixed)
 
 
@@ -75,27 +77,52 @@ def text_of(content: Any) -> str:
 
 
 def ensure(session: Session, identity: Identity) -> Task:
-    """The task's row, made now if this is its first request. A name that is taken gets the id's digits behind it."""
-    task = session.get(Task, identity.id)
-    if task is None:
-        taken = session.exec(select(Task.id).where(Task.name == identity.name)).first()
-        name = f"{identity.name} {identity.id[-6:]}" if taken else identity.name
-        task = Task(id=identity.id, name=name, teacher_model=identity.teacher_model[:200], system=identity.system.replace("\0", ""))
-        try:
+    """The task's row, made now if this is its first request. A name that is taken gets the id's last digits, or all, behind it."""
+    for suffix in ("", f" {identity.id[-6:]}", f" {identity.id}"):
+        if task := session.get(Task, identity.id):
+            return task
+        name = identity.name + suffix
+        if session.exec(select(Task.id).where(Task.name == name)).first():
+            continue
+        model, system = (text.replace("\0", "") for text in (identity.teacher_model, identity.system))  # PostgreSQL takes no NUL
+        task = Task(id=identity.id, name=name, teacher_model=model[:200], system=system)
+        with contextlib.suppress(IntegrityError):  # another process made it, or took its name, at the same moment
             with session.begin_nested():
                 session.add(task)
-        except IntegrityError:  # another process made it, or took its name, at the same moment
-            return ensure(session, identity)
-    return task
+            return task
+    if task := session.get(Task, identity.id):
+        return task
+    raise LookupError(f"every name that {identity.id} could have is taken")
 
 
 def find(session: Session, name_or_id: str) -> Task | None:
     """A task by id or by name."""
+    if "\0" in name_or_id:  # PostgreSQL would not even look
+        return None
     return session.get(Task, name_or_id) or session.exec(select(Task).where(Task.name == name_or_id)).first()
 
 
 def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    try:
+        text = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # nested deeper than orjson writes
+        text = " ".join(_tokens(parts)).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _tokens(value: Any) -> Iterator[str]:
+    """A JSON value in one reading only, keys sorted; without recursion, so that no depth is too much."""
+    left = [value]
+    while left:
+        top = left.pop()
+        if isinstance(top, dict):
+            yield f"{{{len(top)}"
+            left += [each for key in sorted(top, reverse=True) for each in (top[key], key)]
+        elif isinstance(top, list):
+            yield f"[{len(top)}"
+            left += reversed(top)
+        else:
+            yield ascii(top)
 
 
 def _invent_name(system: str, digest: str) -> str:

@@ -47,15 +47,21 @@ def postgres_migrated(postgres: str) -> str:
     return _named(postgres, "migrated")
 
 
+@pytest.fixture
+def postgres_blank(postgres: str) -> str:
+    """The address of a PostgreSQL database with nothing in it."""
+    name = f"blank{next(NAMES)}"
+    _execute(postgres, f"CREATE DATABASE {name}")
+    return _named(postgres, name)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def blank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database with nothing in it, of both kinds."""
     if request.param == "sqlite":
         database = Database(f"sqlite:///{tmp_path}/stillroom.db")
     else:
-        server, name = request.getfixturevalue("postgres"), f"blank{next(NAMES)}"
-        _execute(server, f"CREATE DATABASE {name}")
-        database = Database(_named(server, name))
+        database = Database(request.getfixturevalue("postgres_blank"))
     yield database
     database.close()
 

@@ -13,7 +13,7 @@ from admin import auth, tasks
 from admin.pages import LIMIT
 from store.session import Database
 
-_bearer = HTTPBearer(auto_error=False, description="An admin token: printed at the first start, or `stillroom token new`.")
+_bearer = HTTPBearer(auto_error=False, description="An admin token: shown at a first start on a terminal; `stillroom token new`.")
 
 
 class ErrorDetail(BaseModel):

@@ -170,7 +170,10 @@ def correct(
 
     given: Any = answer
     if file is not None:
-        given = sys.stdin.read() if str(file) == "-" else file.read_text()
+        try:
+            given = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+        except UnicodeDecodeError as error:
+            raise Invalid(f"{file} is not UTF-8: {error}", "bad_correction") from error
     elif message is not None:
         try:
             given = orjson.loads(message)
@@ -215,7 +218,7 @@ def _answers(teacher: Any, student: Any) -> dict[str, str]:
         return text_of(answer.message) if answer.message else f"no answer: {answer.error}"
 
     agrees = {True: ", agrees", False: ", does not agree"}.get(student.agrees, "") if student else ""
-    source = f"student ({'live' if student.live else 'examined'}{agrees})" if student else "student"
+    source = f"student ({'live' if student.live else 'evaluation'}{agrees})" if student else "student"
     return {"teacher": said(teacher), source: said(student)}
 
 

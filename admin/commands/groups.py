@@ -17,6 +17,11 @@ class Main(TyperGroup):
         except Problem as problem:
             typer.echo(f"Error: {problem.message}", err=True)
             raise typer.Exit(1) from problem
+        except ValueError as error:
+            if not (wrong := _bad_settings(error)):
+                raise
+            typer.echo(f"Error: {wrong}", err=True)
+            raise typer.Exit(1) from error
         except BrokenPipeError:  # `stillroom export | head`
             raise
         except OSError as error:  # a file or folder that the person named
@@ -31,6 +36,14 @@ class Main(TyperGroup):
         for panel, commands in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(commands)
+
+
+def _bad_settings(error: ValueError) -> str | None:
+    from pydantic import ValidationError
+
+    from store.settings import explain
+
+    return explain(error) if isinstance(error, ValidationError) and error.title.endswith("Settings") else None
 
 
 class Noun(TyperGroup):

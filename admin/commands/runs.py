@@ -100,7 +100,7 @@ def evaluation(
     limit: LimitOption = 20,
     as_json: AsJson = False,
 ) -> None:
-    """One evaluation's items, disagreements first."""
+    """One evaluation and its items, disagreements first."""
     from admin import runs
     from store.answers import text_of
 
@@ -108,7 +108,7 @@ def evaluation(
         found = runs.evaluation(session, evaluation_id)
         page = runs.items(session, evaluation_id, after=after, limit=limit)
     if as_json:
-        screen.emit(page)
+        screen.emit(runs.EvaluationDetail(**found.model_dump(), items=page))
         return
     screen.fields({name: value for name, value in found if name not in {"task_id"}})
     screen.table(
@@ -157,7 +157,7 @@ def adapters(
 @app.command(rich_help_panel="Look")
 def routes(after: AfterOption = None, limit: LimitOption = 50, as_json: AsJson = False) -> None:
     """Who answers each task now; a task that is not here belongs to the teacher."""
-    columns = ["task", "adapter", "holdback", "version", "since", "by"]
+    columns = ["task id", "adapter", "holdback", "version", "since", "by"]
     _records(
         "routes",
         columns,

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,22 +24,22 @@ TaskOption = Annotated[str | None, typer.Option("--task", help="A task's name or
 AfterOption = Annotated[str | None, typer.Option("--after", help="Go on after the row with this id.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=200, help="Rows to show.")]
 Note = Annotated[str, typer.Option("--note", help="Why, for whoever reads the history.")]
-TEXTS = {"prompt", "answer", "teacher", "student", "task", "next", "says", "detail", "error", "base model"}  # columns that may wrap
+#: Columns that are cut to one line where there is little room; all others are whole, since people copy them.
+TEXTS = {"prompt", "answer", "teacher", "student", "task", "next", "says", "detail", "error", "base model"}
+#: Columns that are left out where there is no room for them, the first first. `--json` has everything.
+DISPENSABLE = (
+    "base model", "rows/s", "seconds", "version", "since", "time", "started", "review", "loss", "live", "stage", "hard errors",
+    "status", "train", "holdout", "split", "progress", "answered", "by", "detail", "task",
+)  # fmt: skip
+TEXT_WIDTH, GAP = 12, 2  # a text's least width, and what is between two columns
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
 
 
 def settings() -> "AdminSettings":
-    """The environment's settings. Raises Invalid, naming the variable."""
-    from pydantic import ValidationError
-
-    from admin.problems import Invalid
+    """The environment's settings. What is wrong with them is told by `groups.Main`."""
     from admin.settings import AdminSettings
 
-    try:
-        return AdminSettings()
-    except ValidationError as error:
-        wrong = "; ".join(f"STILLROOM_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
-        raise Invalid(f"The environment cannot be used: {wrong}", "bad_settings") from error
+    return AdminSettings()
 
 
 @contextmanager
@@ -81,25 +82,45 @@ def emit(found: "BaseModel | Sequence[BaseModel]") -> None:
 def console() -> "Console":
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(markup=False, highlight=False, width=shutil.get_terminal_size((200, 50)).columns)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, none: str, more: str | None = None) -> None:
     """A table for people; `none` is said when there is nothing; `more` is the id to go on after."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in columns:  # where there is little room, texts go on in the next line; what is copied from here stays whole
-        shown.add_column(name, overflow="fold", no_wrap=name not in TEXTS)
-    for row in rows:
-        shown.add_row(*(Text(text(value)) for value in row))
-    if not shown.row_count:
+    cells = {name: list(column) for name, column in zip(columns, zip(*_shown(rows), strict=True), strict=False)}
+    if not cells:
         typer.echo(none)
         return
-    console().print(shown)
+    out = console()
+    widths = fit({name: max(map(cell_len, [name, *column])) for name, column in cells.items()}, out.width)
+    out.width = max(out.width, sum(widths.values()) + GAP * len(widths))  # what must stay whole goes on in the next line
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for name, width in widths.items():
+        shown.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+    for row in zip(*(cells[name] for name in widths), strict=True):
+        shown.add_row(*map(Text, row))
+    out.print(shown)
     if more is not None:
         typer.echo(f"There are more: --after {more}", err=True)
+
+
+def fit(wanted: dict[str, int], room: int) -> dict[str, int]:
+    """The columns that are shown in `room` characters, and how wide: texts shrink, then what is dispensable goes."""
+    kept = dict(wanted)
+    for name in DISPENSABLE:
+        if sum(min(width, TEXT_WIDTH) if each in TEXTS else width for each, width in kept.items()) + GAP * (len(kept) - 1) <= room:
+            break
+        kept.pop(name, None)
+    texts = sorted((name for name in kept if name in TEXTS), key=lambda name: kept[name])
+    left = room - GAP * (len(kept) - 1) - sum(width for name, width in kept.items() if name not in TEXTS)
+    for number, name in enumerate(texts):  # the shortest first: what it does not need is for the others
+        kept[name] = min(kept[name], max(TEXT_WIDTH, left // (len(texts) - number)))
+        left -= kept[name]
+    return kept
 
 
 def fields(values: dict[str, Any]) -> None:
@@ -128,6 +149,10 @@ def text(value: Any) -> str:
     if isinstance(value, dict | list):
         return orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
     return str(value)
+
+
+def _shown(rows: Iterable[Sequence[Any]]) -> list[list[str]]:
+    return [[" ".join(text(value).split()) for value in row] for row in rows]
 
 
 def line(value: Any, width: int = 60) -> str:

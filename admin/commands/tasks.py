@@ -171,7 +171,8 @@ def _show(task: Any, as_json: bool) -> None:
         screen.emit(task)
         return
     decided = task.decided
-    policy = "\n".join(f"{key} = {screen.text(value)}{'  (decided)' if key in decided else ''}" for key, value in task.policy)
+    shown = task.policy or decided.items()  # what cannot be used is shown as it was decided
+    policy = "\n".join(f"{key} = {screen.text(value)}{'  (decided)' if key in decided else ''}" for key, value in shown)
     screen.fields(
         {
             **{name: getattr(task, name) for name in ("name", "id", "status")},

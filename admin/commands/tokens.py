@@ -14,13 +14,16 @@ app.add_typer(noun, name="token", rich_help_panel="Decide")
 
 
 @noun.command()
-def new(label: Annotated[str, typer.Option(help="Who or what will use it.")]) -> None:
+def new(label: Annotated[str, typer.Option(help="Who or what will use it.")], as_json: AsJson = False) -> None:
     """Make a token; it is shown only now, on stdout."""
     from admin import auth
 
     with screen.writing() as session:
-        token = auth.make(session, label, by=screen.person())
-    typer.echo(token)
+        made = auth.NewToken(label=label, token=auth.make(session, label, by=screen.person()))
+    if as_json:
+        screen.emit(made)
+        return
+    typer.echo(made.token)
 
 
 @noun.command("list")
@@ -37,10 +40,13 @@ def list_tokens(as_json: AsJson = False) -> None:
 
 
 @noun.command()
-def revoke(label: str) -> None:
+def revoke(label: str, as_json: AsJson = False) -> None:
     """Close the API to a token, at once."""
     from admin import auth
 
     with screen.writing() as session:
-        auth.revoke(session, label, by=screen.person())
+        revoked = auth.revoke(session, label, by=screen.person())
+    if as_json:
+        screen.emit(revoked)
+        return
     typer.echo(f"{label} is revoked.")

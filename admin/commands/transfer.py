@@ -1,4 +1,4 @@
-"""export, import; token new, list, revoke; teacher simulate, replay."""
+"""export, import: pairs out, recorded exchanges in."""
 
 from pathlib import Path
 from typing import Annotated

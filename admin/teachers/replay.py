@@ -78,7 +78,10 @@ def build(path: Path, *, latency_ms: float = 0) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         asked = await shapes.body(request)
-        turns = recording.answers.get(key(asked))
+        try:
+            turns = recording.answers.get(key(asked))
+        except orjson.JSONEncodeError:  # nested too deep to be in a recording
+            turns = None
         if turns is None:
             raise shapes.Refused(404, f"This request is not in the recording {path.name}.", code="not_recorded")
         recorded = turns[0]
@@ -100,12 +103,12 @@ def read(path: Path) -> Recording:
     """
     recording = Recording()
     for number, row in _rows(path):
-        recorded = _recorded(row) if row else None
-        if row is None or recorded is None:
+        exchange = _exchange(row) if row else None
+        if row is None or exchange is None:
             recording.unreadable.append(number)
             continue
-        request = row["request"]
-        recording.answers.setdefault(key(request), deque()).append(recorded)
+        request, (found_by, recorded) = row["request"], exchange
+        recording.answers.setdefault(found_by, deque()).append(recorded)
         if isinstance(request.get("model"), str):
             recording.models[request["model"]] = None
     bad = recording.unreadable
@@ -123,12 +126,15 @@ def read(path: Path) -> Recording:
 def requests(path: Path, split: str | None = None) -> Iterator[dict[str, Any]]:
     """The recorded rows in the file's order, for senders: those of one `meta.split`, or all. Unusable lines are left out."""
     for _, row in _rows(path):
-        if row and _recorded(row) and split in (None, _meta(row).get("split")):
+        if row and _exchange(row) and split in (None, _meta(row).get("split")):
             yield row
 
 
 def key(request: dict[str, Any]) -> bytes:
-    """What a request is found by: a hash of KEYED, wherever the keys stand in their objects. Absent, null and [] are one."""
+    """What a request is found by: a hash of KEYED, wherever the keys stand in their objects. Absent, null and [] are one.
+
+    Raises orjson.JSONEncodeError for a request that is nested too deep (254 levels).
+    """
     kept = {name: request.get(name) or None for name in KEYED}
     return hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).digest()
 
@@ -155,16 +161,19 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _recorded(row: dict[str, Any]) -> Recorded | None:
-    """A row's answer; None if the row has no messages or no answer."""
+def _exchange(row: dict[str, Any]) -> tuple[bytes, Recorded] | None:
+    """A row's key and its answer; None if the row has no messages or no answer, or is nested too deep to be written again."""
     request, response, sse = row.get("request"), row.get("response"), row.get("response_sse")
     if not isinstance(request, dict) or not isinstance(request.get("messages"), list):
         return None
     status = _meta(row).get("http_status")
     status = status if isinstance(status, int) else 200
-    if isinstance(sse, str) and sse:
-        return Recorded(status, sse.encode(), streamed=True)
-    return Recorded(status, orjson.dumps(response), streamed=False) if isinstance(response, dict) else None
+    try:
+        if isinstance(sse, str) and sse:
+            return key(request), Recorded(status, sse.encode(), streamed=True)
+        return (key(request), Recorded(status, orjson.dumps(response), streamed=False)) if isinstance(response, dict) else None
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _meta(row: dict[str, Any]) -> dict[str, Any]:

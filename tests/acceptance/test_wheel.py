@@ -34,14 +34,18 @@ def test_the_demo_turns_the_wheel_and_every_decision_can_be_recomputed(tmp_path:
         ".cache/models",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    summary = json.loads(summary_path.read_text())
-    assert done.returncode == 0, f"{summary}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
 
+    summary = json.loads(summary_path.read_text())
     assert summary["passed"]
+    assert summary["skipped"] == []
     assert summary["failed_requests"] == 0
     assert summary["gate"]["passed"]
     assert summary["student_answered"] > 0.8 * (summary["student_answered"] + summary["teacher_answered"])
-    assert summary["agreement_live"] >= 0.95
+    assert summary["student_answered"] + summary["teacher_answered"] == summary["fresh"]
+    assert summary["asked"]["teacher"] == summary["fresh"]
+    # Of some 58: the gate lets 97 % pass, and the teacher differs from itself now and then; below this is chance once in 300.
+    assert summary["agreement_live"] >= 0.9
     assert summary["without_student"]["by_teacher"] == summary["without_student"]["answered"]
     assert summary["without_teacher"]["by_student"] == summary["without_teacher"]["answered"]
     assert summary["peak_memory_gib"] <= 12
@@ -76,8 +80,9 @@ def test_the_demo_turns_the_wheel_and_every_decision_can_be_recomputed(tmp_path:
 
         # nothing acknowledged is missing: each request of the demo is one complete capture
         sent = summary["captured"] + summary["student_answered"] + summary["teacher_answered"]
+        sent += summary["polls"] + summary["asked"]["teacher"]
         sent += summary["without_student"]["answered"] + summary["without_teacher"]["answered"]
         complete = session.exec(select(Capture.id).where(Capture.status == CaptureStatus.COMPLETE)).all()
-        assert len(complete) >= sent
+        assert len(complete) == sent
     db.close()
     assert not any(b"sk-simulated-teacher" in file.read_bytes() for file in home.rglob("*") if file.is_file())

@@ -1,5 +1,6 @@
 """Rows as the rooms write them, for the tests of admin."""
 
+import hashlib
 from datetime import timedelta
 from typing import Any
 
@@ -105,6 +106,7 @@ def paired(of: Capture, split: Split | None, **changes: Any) -> Pair:
         "capture_id": of.id,
         "status": PairStatus.READY if split else PairStatus.EXCLUDED,
         "split": split,
+        "content_hash": hashlib.sha256(of.request + of.response).hexdigest(),
         "messages": request["messages"],
         "tools": request.get("tools"),
         "completion": answers.read(of.response, stream=of.stream).message,

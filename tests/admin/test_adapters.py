@@ -110,6 +110,15 @@ def test_a_task_with_too_few_pairs_says_what_it_needs(db: Database) -> None:
             adapters.train(session, small.name, by="me")
 
 
+def test_an_ignored_task_is_not_promised_a_training(db: Database, task: Task) -> None:
+    with db.begin() as session:
+        session.get_one(Task, task.id).status = TaskStatus.IGNORED
+        session.flush()
+        with pytest.raises(Conflict, match="is ignored: `stillroom task resume"):
+            adapters.train(session, task.name, by="me")
+        assert session.get_one(Task, task.id).train_asked_at is None
+
+
 def test_an_unknown_task_is_told(db: Database, task: Task) -> None:
     with db.begin() as session:
         with pytest.raises(NotFound, match="There is no task 'nothing'"):

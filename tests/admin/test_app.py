@@ -1,6 +1,7 @@
 """The HTTP API: who may, what errors look like, and that the endpoints do what the functions do."""
 
 import gzip
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -88,9 +89,10 @@ def test_everything_can_be_listed_page_by_page(client: TestClient, task: Task, p
 
 @pytest.mark.parametrize("path", PATHS)
 def test_what_is_not_there_is_told(client: TestClient, path: str) -> None:
-    for response in (client.get(f"{path}/nothing"), client.get(path, params={"after": "nothing"})):
-        assert response.status_code == 404
-        assert error(response)["type"] == "not_found_error"
+    for name in ("nothing", "9" * 25, "²"):
+        for response in (client.get(f"{path}/{name}"), client.get(path, params={"after": name})):
+            assert response.status_code == 404
+            assert error(response)["type"] == "not_found_error"
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,14 @@ def test_what_a_database_cannot_hold_is_refused(db: Database) -> None:
 def test_captures_are_filtered_and_searched(client: TestClient, task: Task) -> None:
     found = client.get("/api/captures", params={"task": task.name, "q": "17", "served_by": "teacher", "status": "complete"}).json()
     assert [row["prompt"] for row in found["data"]] == ["17?"]
-    times = {"from": now().replace(tzinfo=None, microsecond=0).isoformat(), "to": "2100-01-01"}
-    assert client.get("/api/captures", params={**times, "from": "2099-01-01T00:00:00Z"}).json()["data"] == []
-    assert client.get("/api/pairs", params={"split": "holdout", "limit": 200, "from": "2020-01-01"}).json()["has_more"] is False
+    naive = (now() - timedelta(minutes=5)).replace(tzinfo=None).isoformat()  # UTC where no zone is given
+    for path, number in (("/api/captures", 40), ("/api/pairs", 10)):
+        only = {"split": "holdout"} if path == "/api/pairs" else {}
+        assert len(client.get(path, params={**only, "limit": 200, "from": naive, "to": "2100-01-01"}).json()["data"]) == number
+        assert client.get(path, params={**only, "from": "2099-01-01T00:00:00Z"}).json()["data"] == []
+        assert client.get(path, params={**only, "to": naive}).json()["data"] == []
+    pages = [client.get("/api/pairs", params={"split": "holdout", "limit": limit}).json() for limit in (9, 10)]
+    assert [page["has_more"] for page in pages] == [True, False]
 
 
 def test_an_unknown_task_names_those_there_are(client: TestClient, task: Task) -> None:
@@ -216,6 +223,15 @@ def test_a_student_is_promoted_and_taken_back(client: TestClient, sqlite: Databa
     assert client.post(f"/api/tasks/{task.name}/promote").json()["adapter_id"] == adapter
     actors = {event["actor"] for event in client.get("/api/audit").json()["data"] if event["action"] in {"promote", "rollback"}}
     assert actors == {"api: tests"}
+
+
+def test_a_policy_that_cannot_be_used_breaks_no_listing(client: TestClient, sqlite: Database, task: Task) -> None:
+    with sqlite.begin() as session:
+        session.get_one(Task, task.id).policy = {"growth": None}
+    assert "its policy cannot be used" in client.get("/api/tasks").json()["data"][0]["next"]
+    assert client.get(f"/api/tasks/{task.id}").json()["policy"] is None
+    assert error(client.post(f"/api/tasks/{task.id}/train"))["code"] == "bad_policy"
+    assert client.patch(f"/api/tasks/{task.id}/policy", json={"growth": None}).json()["policy"]["growth"] == 0.25
 
 
 def test_a_training_is_asked_for(client: TestClient, task: Task) -> None:

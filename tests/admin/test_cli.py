@@ -1,6 +1,7 @@
 """The `stillroom` command over the same functions: for people, as JSON, and its errors."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,11 +11,16 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlmodel import select
 from typer.testing import Result
 
+from admin import schema
+from admin.commands import screen
 from serving.command import free_port
-from store import routes
+from store import migrate, routes
 from store.session import Database
 from store.tables import Capture, Review, Task
 from tests.admin import rows
@@ -61,6 +67,23 @@ def test_a_listing_says_where_to_go_on(stillroom: Stillroom, task: Task) -> None
     assert cursor not in stillroom("captures", "--after", cursor).stdout
 
 
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_on_a_narrow_terminal_ids_stay_whole_and_a_row_is_a_line(stillroom: Stillroom, task: Task, listing: str) -> None:
+    page = parsed(stillroom(listing, "--json"))["data"]
+    shown = stillroom(listing, env={"COLUMNS": "80"}).stdout.splitlines()
+    assert len(shown) == len(page) + 1
+    assert max(map(len, shown)) <= 80
+    key = {"tasks": "name", "routes": "adapter_id"}.get(listing, "id")
+    for row, text in zip(page, shown[1:], strict=True):
+        assert str(row[key]) in text
+
+
+def test_where_ids_are_wider_than_the_terminal_they_are_whole_all_the_same() -> None:
+    assert screen.fit({"id": 40, "adapter": 60, "task": 30, "time": 16}, 80) == {"id": 40, "adapter": 60}
+    assert screen.fit({"id": 30, "task": 30, "prompt": 60, "time": 16}, 80) == {"id": 30, "task": 14, "prompt": 14, "time": 16}
+    assert screen.fit({"id": 30, "task": 6, "prompt": 60}, 80) == {"id": 30, "task": 6, "prompt": 40}
+
+
 def test_captures_are_filtered(stillroom: Stillroom, task: Task) -> None:
     found = stillroom("captures", "--task", "odd or even", "-q", "17", "--served-by", "teacher", "--from", "2020-01-01", "--json")
     assert [row["prompt"] for row in parsed(found)["data"]] == ["17?"]
@@ -72,7 +95,7 @@ def test_one_capture_shows_both_answers(stillroom: Stillroom, task: Task) -> Non
     [capture] = parsed(stillroom("captures", "-q", "36?", "--json"))["data"]
     shown = stillroom("capture", capture["id"]).stdout
     assert "[user] 36?" in shown
-    assert "student (examined, does not agree)  odd" in shown
+    assert "student (evaluation, does not agree)  odd" in shown
     assert "The whole answer reached the client." in shown
     assert parsed(stillroom("capture", capture["id"], "--json"))["student"]["message"]["content"] == "odd"
 
@@ -82,6 +105,8 @@ def test_a_pair_a_run_and_an_evaluation_are_shown(stillroom: Stillroom, task: Ta
         row = parsed(stillroom(listing, "--json"))["data"][0]
         assert row["id"] in stillroom(one, row["id"]).stdout
         assert stillroom(one, row["id"], "--json").exit_code == 0
+    whole = parsed(stillroom("evaluation", row["id"], "--json"))
+    assert (whole["id"], whole["outcome"], len(whole["items"]["data"])) == (row["id"], "passed", 10)
     run = parsed(stillroom("runs", "--json"))["data"][0]["id"]
     assert "2.0000 █▂▁ 0.6667" in stillroom("run", run).stdout
 
@@ -140,6 +165,7 @@ def test_people_decide(stillroom: Stillroom, sqlite: Database, task: Task) -> No
         (["correct", "cap_nothing"], "Give the answer"),
         (["token", "revoke", "nothing"], "no token labelled"),
         (["correct", "cap_nothing", "--file", "/nothing/there"], "No such file or directory: '/nothing/there'"),
+        (["correct", "cap_nothing", "--file", sys.executable], "is not UTF-8"),
         (["export", "odd or even", "-o", "/nothing/there"], "No such file or directory"),
         (["up", "--without", "cellar"], "There is no room cellar: the rooms are proxy, distill, serving, admin"),
     ],
@@ -181,7 +207,9 @@ def test_tokens_are_made_listed_and_revoked(stillroom: Stillroom) -> None:
     listed = stillroom("token", "list", "--json").stdout
     assert [token["label"] for token in json.loads(listed)] == ["ci"]
     assert made not in listed
-    assert stillroom("token", "revoke", "ci").exit_code == 0
+    assert parsed(stillroom("token", "revoke", "ci", "--json"))["label"] == "ci"
+    assert parsed(stillroom("token", "new", "--label", "cd", "--json"))["token"].startswith("stillroom-admin-")
+    assert stillroom("token", "revoke", "cd").stdout == "cd is revoked.\n"
     assert "No tokens" in stillroom("token", "list").stdout
 
 
@@ -195,10 +223,57 @@ def test_status_shows_tasks_and_what_runs(stillroom: Stillroom, task: Task) -> N
     assert "odd or even" in shown
 
 
-def test_a_bad_setting_names_its_variable(stillroom: Stillroom) -> None:
-    result = stillroom("tasks", env={"STILLROOM_ADMIN_PORT": "many"})
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "says"),
+    [
+        ("tasks", "ADMIN_PORT", "many", "Input should be a valid integer"),
+        ("doctor", "MAX_LORAS", "many", "Input should be a valid integer"),
+        ("up", "MAX_LORAS", "many", "Input should be a valid integer"),
+        ("serving", "MAX_LORA_RANK", "9", "Value error, vLLM takes 1, 8"),
+    ],
+)
+def test_a_bad_setting_names_its_variable(stillroom: Stillroom, command: str, variable: str, value: str, says: str) -> None:
+    result = stillroom(command, env={f"STILLROOM_{variable}": value})
     assert result.exit_code == 1
-    assert "STILLROOM_ADMIN_PORT: Input should be a valid integer" in result.stderr
+    assert result.stderr.startswith(f"Error: The environment cannot be used: STILLROOM_{variable}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "says"),
+    [
+        (["-m", "proxy"], {"SPOOL_MAX_BYTES": "many"}, "Error: The environment cannot be used: STILLROOM_SPOOL_MAX_BYTES: Input"),
+        (["-m", "distill"], {"TICK_SECONDS": "-1"}, "Error: The environment cannot be used: STILLROOM_TICK_SECONDS: Input"),
+        (["-m", "serving"], {"MAX_LORAS": "many"}, "Error: The environment cannot be used: STILLROOM_MAX_LORAS: Input"),
+        (["-m", "admin"], {"ADMIN_PORT": "many"}, "Error: The environment cannot be used: STILLROOM_ADMIN_PORT: Input"),
+        (["-m", "admin"], {"DATABASE_URL": "nonsense"}, "Error: STILLROOM_DATABASE_URL is no database URL"),
+        (["-m", "admin.cli", "up"], {"DATABASE_URL": "nonsense"}, "Error: STILLROOM_DATABASE_URL is no database URL"),
+        (
+            ["-c", "import sys; sys.modules['psycopg'] = None; from admin.cli import app; app(['up'])"],
+            {"DATABASE_URL": "postgresql://u@127.0.0.1:1/x"},
+            "Error: The database's driver (psycopg) is not installed here",
+        ),
+    ],
+)
+def test_a_room_that_cannot_be_wired_says_why_in_a_line(
+    tmp_path: Path, command: list[str], settings: dict[str, str], says: str
+) -> None:
+    ports = {"STILLROOM_PROXY_PORT": str(free_port()), "STILLROOM_ADMIN_PORT": str(free_port())}
+    given = {f"STILLROOM_{name}": value for name, value in settings.items()}
+    environment = {**os.environ, "STILLROOM_HOME": str(tmp_path), **ports, **given}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(says)
+
+
+def test_a_newer_stillrooms_database_is_told_by_the_admin_room_in_a_line(sqlite: Database, tmp_path: Path) -> None:
+    with sqlite.begin() as session:
+        session.connection().execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    environment = {**os.environ, "STILLROOM_HOME": str(tmp_path), "STILLROOM_ADMIN_PORT": str(free_port())}
+    done = subprocess.run([sys.executable, "-m", "admin"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: The database's schema (9999) is of a newer stillroom")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_database_that_is_away_is_named_without_its_password(stillroom: Stillroom) -> None:
@@ -209,14 +284,23 @@ def test_a_database_that_is_away_is_named_without_its_password(stillroom: Stillr
 
 
 def test_a_database_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path, stillroom: Stillroom) -> None:
-    home = str(tmp_path / "new")
-    assert parsed(stillroom("tasks", "--json", env={"STILLROOM_HOME": home}))["data"] == []
+    db = Database(f"sqlite:///{tmp_path}/new/stillroom.db")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parents[1] / "migrations"))
+    with db.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    assert schema.look(db).current == "0001"
+    assert parsed(stillroom("tasks", "--json", env={"STILLROOM_HOME": str(tmp_path / "new")}))["data"] == []
+    found = schema.look(db)
+    assert found.current == found.head
+    db.close()
 
 
 def test_a_simulated_teacher_is_served(tmp_path: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "admin.cli", "teacher", "simulate", "--port", str(port), "--latency-ms", "0", "--key", "sk-x"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as teacher:
+    line = [sys.executable, "-m", "admin.cli", "teacher", "simulate", "--port", str(port), "--latency-ms", "0", "--key", "sk-x"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as teacher:
         for _ in range(200):
             try:
                 response = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"authorization": "Bearer sk-x"})
@@ -238,8 +322,8 @@ def test_a_recording_without_an_exchange_is_told(stillroom: Stillroom, tmp_path:
 def test_a_room_that_cannot_run_here_says_what_to_install(stillroom: Stillroom, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("torch", "vllm"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert "distill cannot run here. torch not installed: pip install 'stillroom[distill]'" in stillroom("distill").stderr
-    assert "serving cannot run here. vLLM not installed: pip install 'stillroom[distill,vllm]'" in stillroom("serving").stderr
+    assert "distill cannot run here. torch not installed; in the checkout: make setup" in stillroom("distill").stderr
+    assert "serving cannot run here. vLLM not installed; in the checkout: make setup" in stillroom("serving").stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

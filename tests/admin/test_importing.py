@@ -49,7 +49,6 @@ def test_both_formats_become_captures_of_the_teacher(db: Database) -> None:
         )  # fmt: skip
         assert (capture.http_status, capture.finish_reason, capture.model) == (200, "stop", "big")
         assert capture.meta == {"imported": "file.jsonl"}
-        assert capture.id.startswith("cap_imp")
     assert (one.prompt_text, one.answer_text) == ("1?", "odd")
     assert orjson.loads(two.request) == rows.asked("2?")
     assert one.task_id == two.task_id  # the model that was named stands in for the one that was not
@@ -123,10 +122,11 @@ def test_the_same_line_is_imported_once(db: Database) -> None:
 def test_two_imports_of_one_file_at_a_time_make_one(db: Database) -> None:
     lines = [tuning(f"{n}?") for n in range(200)]
     errors: list[Exception] = []
+    reports: list[importing.Report] = []
 
     def run() -> None:
         try:
-            load(db, *lines)
+            reports.append(load(db, *lines))
         except Exception as error:  # noqa: BLE001 - the assertion shows it
             errors.append(error)
 
@@ -137,6 +137,8 @@ def test_two_imports_of_one_file_at_a_time_make_one(db: Database) -> None:
         thread.join()
     assert errors == []
     assert len(stored(db)) == 200
+    assert (sum(r.imported for r in reports), sum(r.duplicates for r in reports)) == (200, 400)
+    assert sum(count for r in reports for count in r.tasks.values()) == 200
 
 
 def test_many_lines_are_stored_in_batches(db: Database) -> None:
@@ -176,10 +178,57 @@ def test_streams_and_their_metadata_are_kept(db: Database) -> None:
     assert (capture.answer_text, capture.meta) == ("odd", {"conversation": "c7", "imported": "file.jsonl"})
 
 
-def test_a_line_that_postgresql_cannot_hold_is_left_out_on_both(db: Database) -> None:
-    report = load(db, tuning("nul \0 here"), recording("1?", meta={"x": "\0"}), tuning("2?"))
-    assert [(error.line, error.reason) for error in report.errors] == [(n, r"it holds a NUL character, \u0000") for n in (1, 2)]
-    assert report.imported == 1
+def test_nul_characters_are_left_out_of_the_text_and_kept_in_the_bytes(db: Database) -> None:
+    metadata = {"note": "a\0b"}
+    odd = recording("1\0?", "o\0dd")
+    odd["request"]["metadata"] = metadata
+    report = load(db, odd, tuning("2 \\u0000 ?", "six characters"))
+    assert report.imported == 2
+    one, two = stored(db)
+    assert (one.prompt_text, one.answer_text, one.meta["note"]) == ("1?", "odd", "ab")
+    assert orjson.loads(one.request)["metadata"] == metadata
+    assert two.prompt_text == "2 \\u0000 ?"
+
+
+def deep(levels: int) -> bytes:
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a", "tool_calls": 7}]},
+        b'{"messages":[{"role":"user","content":"?"},{"role":"assistant","content":"a"}],"tools":' + deep(300) + b"}",
+        b'{"request":{"messages":[{"role":"user","content":"?"}],"metadata":' + deep(300) + b'},"response":{}}',
+        b'{"request":{"messages":[{"role":"user","content":"?"}]},"response":' + deep(300) + b"}",
+        {"request": {"messages": [{"role": "user", "content": "?"}], "model": {}}, "response": {"choices": [{"message": 5}]}},
+    ],
+)
+def test_one_odd_line_does_not_end_the_import(db: Database, odd: Any) -> None:
+    report = load(db, tuning("1?"), odd, tuning("2?"))
+    assert (report.imported, [error.line for error in report.errors]) == (2, [2])
+
+
+def test_counts_of_tokens_are_kept_within_what_a_database_holds(db: Database) -> None:
+    odd = recording("1?")
+    odd["response"]["usage"] = {"prompt_tokens": 2**63, "completion_tokens": -5}
+    assert load(db, odd, recording("2?")).imported == 2
+    assert (stored(db)[0].prompt_tokens, stored(db)[0].completion_tokens) == (2**31 - 1, 0)
+
+
+def test_imported_captures_sort_before_live_ones_so_that_the_gate_judges_on_live_traffic(db: Database) -> None:
+    with db.begin() as session:
+        live = rows.capture(session, "0?")
+    load(db, recording("1?"), tuning("2?"))
+    assert max(capture.id for capture in stored(db)) == live.id
+    assert {len(capture.id) for capture in stored(db) if capture.id != live.id} == {40}
+
+
+def test_who_asked_is_kept_as_the_proxy_keeps_it(db: Database) -> None:
+    odd = recording("1?")
+    odd["request"]["user"] = "ann"
+    load(db, odd)
+    assert stored(db)[0].meta == {"user": "ann", "imported": "file.jsonl"}
 
 
 def test_gzip_and_a_byte_order_mark_are_read(db: Database) -> None:
@@ -198,6 +247,17 @@ def test_a_line_without_end_is_passed_over(db: Database) -> None:
     report = load(db, b"x" * (importing.LINE_BYTES + 5), tuning("1?"))
     assert [(error.line, error.reason) for error in report.errors] == [(1, "longer than 16 MB")]
     assert report.imported == 1
+
+
+def test_a_first_line_with_a_byte_order_mark_that_is_too_long_is_one_line(db: Database) -> None:
+    report = load(db, importing.BOM + b"x" * (importing.LINE_BYTES + 1), b"broken", tuning("1?"))
+    assert [error.line for error in report.errors] == [1, 2]
+
+
+def test_a_last_line_of_the_greatest_length_needs_no_line_end(db: Database) -> None:
+    line = orjson.dumps(tuning("1?"))
+    report = load(db, line[:-1] + b" " * (importing.LINE_BYTES - len(line)) + line[-1:])
+    assert (report.imported, report.errors) == (1, [])
 
 
 def test_more_errors_than_a_person_reads_are_counted(db: Database) -> None:

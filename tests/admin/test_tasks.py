@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from admin import tasks
+from admin import adapters, tasks
 from admin.problems import Conflict, Invalid, NotFound
 from store import policy
 from store import tasks as identity
@@ -106,6 +106,9 @@ def test_null_takes_a_key_back_to_its_default(db: Database, task: Task) -> None:
         ({"holdoutt": None}, "'holdoutt' is no key of a policy"),
         ({"holdout": 2}, "holdout: Input should be less than 1"),
         ({"holdout": "many"}, "holdout: .*number"),
+        ({"growth": "inf"}, "growth: .*finite number"),
+        ({"growth": 1e9}, "growth: .*less than or equal to 100"),
+        ({"min_hours": 1e9}, "min_hours: .*less than or equal to 8760"),
         ({"first_pairs": 0, "growth": -1}, "first_pairs: .*; growth: "),
         ({"cron": "every day"}, "no crontab line.*Five fields"),
         ({"cron": "0 25 * * *"}, "no crontab line"),
@@ -118,6 +121,20 @@ def test_a_bad_policy_is_refused_with_the_reason_and_changes_nothing(
         with pytest.raises(Invalid, match=reason):
             tasks.decide(session, task.id, {"growth": 0.5, **changes}, by="me")
         assert policy.of(session.get_one(Task, task.id)) == policy.Policy()
+
+
+def test_a_policy_that_cannot_be_used_is_shown_as_such_and_mended(db: Database, task: Task) -> None:
+    with db.begin() as session:
+        session.get_one(Task, task.id).policy = {"growth": None, "min_hours": 1e9, "unknown": 1}
+    with db.read() as session:
+        [line], found = tasks.listing(session).data, tasks.one(session, task.id)
+    assert line.next.startswith("its policy cannot be used: growth: ")
+    assert (found.policy, found.decided["min_hours"]) == (None, 1e9)
+    with db.begin() as session:
+        with pytest.raises(Conflict, match="policy cannot be used"):
+            adapters.train(session, task.id, by="me")
+        tasks.decide(session, task.id, {"min_hours": None, "unknown": None}, by="me")
+        assert session.get_one(Task, task.id).policy == {}
 
 
 def test_a_timetable_is_taken(db: Database, task: Task) -> None:
@@ -171,5 +188,5 @@ def test_without_distills_packages_a_timetable_is_read_elsewhere(db: Database, t
     monkeypatch.setitem(sys.modules, "apscheduler.triggers.cron", None)
     with db.read() as session:
         assert tasks.one(session, task.id).next == "by its timetable, which is read where distill is installed"
-    with db.begin() as session, pytest.raises(Invalid, match=r"pip install 'stillroom\[distill\]'"):
+    with db.begin() as session, pytest.raises(Invalid, match="in the checkout: make setup"):
         tasks.decide(session, task.id, {"cron": "0 4 * * *"}, by="me")

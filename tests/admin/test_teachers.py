@@ -387,6 +387,20 @@ def test_unreadable_lines_are_reported_with_their_numbers_and_the_rest_is_served
     assert "2 unreadable lines left out: 4, 6" in caplog.text
 
 
+def test_what_is_nested_too_deep_to_be_written_again_is_unreadable_and_never_found(connect: Connect, recorded: Path) -> None:
+    deep = "[" * 300 + "]" * 300
+    odd = [
+        f'{{"request": {{"messages": [{deep}]}}, "response": {{}}}}',
+        f'{{"request": {{"messages": []}}, "response": {{"x": {deep}}}}}',
+    ]
+    recorded.write_text(recorded.read_text() + "\n".join(odd) + "\n")
+    assert replay.read(recorded).unreadable == [4, 6, 11, 12]
+    assert len(list(replay.requests(recorded))) == 7
+    url = f"{connect(replay.build(recorded)).base_url}chat/completions"
+    asked = f'{{"model": "x", "messages": [{{}}], "tools": {deep}}}'
+    assert httpx.post(url, content=asked).json()["error"]["code"] == "not_recorded"
+
+
 def test_a_gzip_recording_is_read_and_a_cut_one_up_to_where_it_ends(tmp_path: Path, recorded: Path) -> None:
     packed = tmp_path / "small.jsonl.gz"
     rows = b"".join(

@@ -1,15 +1,18 @@
 """One turn of the wheel on recorded real traffic: `python -m tests.bench.bench_replay FILE.jsonl.gz`.
 
-Replays FILE as the teacher, sends requests of its train split, shuffled (files lie sorted by label), through the proxy with the
-OpenAI SDK, lets the wheel turn once and records the verdict, whatever it is, in `tests/bench/results/replay-{name}.json`.
+A turn of the wheel goes from captures to a verdict. Replays FILE as the teacher, sends requests of its train split, shuffled
+(files lie sorted by label), through the proxy with the OpenAI SDK, lets the wheel turn once and records the verdict, whatever it
+is, in `tests/bench/results/replay-{name}.json`.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from store.states import RunStatus, Server
 from store.tables import Evaluation, Route, Run, Task, Verdict
 
 TASK = "replayed"
+COMMAND = "python -m tests.bench.bench_replay FILE.jsonl.gz"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,7 +48,8 @@ def main() -> None:
     with peak_memory() as peak, start(home, ["replay", str(options.file)], settings) as rig:
         result = turn(rig, rows[: options.requests], rows[options.requests :], options.holdout)
         result["peak_memory_gib"] = peak()
-    result = {"data": options.file.name.split(".")[0], **result, "seconds": round(time.monotonic() - begun)}
+    how = {"command": COMMAND, "machine": {"cores": os.cpu_count()}, "date": f"{date.today()}"}
+    result = {"data": options.file.name.split(".")[0], **how, **result, "seconds": round(time.monotonic() - begun)}
     (RESULTS / f"replay-{result['data']}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 

@@ -164,7 +164,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 import proxy.__main__, admin.__main__, admin.cli, serving.rollout
-from distill import datasets, scheduler
+from distill import datasets, due
+from apscheduler.triggers.cron import CronTrigger
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -68,6 +68,17 @@ def test_secrets_come_from_a_file_that_may_be_missing() -> None:
     assert read()["Service"]["EnvironmentFile"] == ["-/etc/stillroom.env"]
 
 
+def test_a_token_is_made_with_the_services_user_home_and_settings() -> None:
+    service = read()["Service"]
+    text = (ROOT / "deploy/README.md").read_text().replace("\\\n", " ")
+    [line] = [line for line in text.splitlines() if "systemd-run" in line]
+    words = line.split()
+    assert f"--uid={service['User'][0]}" in words
+    assert f"EnvironmentFile={service['EnvironmentFile'][0].lstrip('-')}" in words
+    assert service["Environment"][0] in words
+    assert [service["ExecStart"][0].split()[0], "token", "new"] == words[-5:-2]
+
+
 def test_the_example_names_settings_that_exist() -> None:
     known = set().union(*(settings(room) for room in ("proxy", "distill", "serving", "admin")))
     lines = (ROOT / "deploy/stillroom.env.example").read_text().splitlines()

@@ -66,6 +66,24 @@ def test_json(x: Any, t: Any, same: bool) -> None:
     assert agree(Kind.JSON, said(x), said(t)) is same
 
 
+def test_numbers_beyond_every_float_are_compared_all_the_same() -> None:
+    huge = int("9" * 309)
+    assert agree(Kind.JSON, said({"a": huge}), said({"a": huge}))
+    assert not agree(Kind.JSON, said({"a": huge}), said({"a": 1.5}))
+
+
+def test_an_answer_nested_without_end_agrees_with_nothing() -> None:
+    assert not agree(Kind.JSON, said("[" * 100_000), said([1]))
+    assert not agree(Kind.JSON, said("[" * 900 + "]" * 900), said([1]))
+    assert detect([said("[" * 100_000), said("[1]")], [None] * 2) is not Kind.JSON
+
+
+@pytest.mark.parametrize("calls", [7, [7], [{"function": 7}], [{"function": {"name": "f", "arguments": {"a": 1}}}]])
+def test_tool_calls_of_odd_shapes_do_not_end_an_evaluation(calls: Any) -> None:
+    odd = {"role": "assistant", "content": None, "tool_calls": calls}
+    assert not agree(Kind.TOOLS, odd, called(("f", {"a": 2})))
+
+
 def test_what_is_no_json_agrees_with_no_json() -> None:
     assert not agree(Kind.JSON, said('{"a": 1'), said({"a": 1}))
     assert not agree(Kind.JSON, None, said({"a": 1}))

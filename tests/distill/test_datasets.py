@@ -1,17 +1,22 @@
 """Freezing pairs into a dataset: same pairs, same hash; people's word counts."""
 
 import json
+import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from sqlmodel import select
 
 from distill import datasets, pairs
 from distill.settings import DistillSettings
+from serving import rollout
 from store.policy import Policy
 from store.session import Database
-from store.states import ReviewKind
+from store.states import ReviewKind, Server
 from store.tables import Dataset, DatasetPair, Pair, Review
 from tests.distill.conftest import exchange
 
@@ -32,8 +37,7 @@ def task(db: Database, put: Callable[..., str]) -> str:
 
 
 def freeze(db: Database, task: str, settings: DistillSettings, policy: Policy = POLICY) -> Dataset:
-    with db.begin() as session:
-        return datasets.freeze(session, task, policy, settings)
+    return datasets.freeze(db, task, policy, settings)
 
 
 def review(db: Database, pair: Pair, kind: ReviewKind, answer: str | None = None) -> None:
@@ -120,13 +124,99 @@ def test_one_label_for_everything_is_nothing_to_learn(db: Database, put: Callabl
         freeze(db, task, settings)
 
 
-def test_a_folder_left_by_a_crash_is_written_again(db: Database, task: str, settings: DistillSettings) -> None:
-    with db.begin() as session:
-        dataset = datasets.freeze(session, task, POLICY, settings)
-        (settings.home_path / dataset.path / "train.jsonl").write_text("torn")
-        session.rollback()
+@pytest.mark.parametrize("damage", ["torn", "missing"])
+def test_files_that_are_not_what_was_frozen_are_told_and_written_again(
+    db: Database, task: str, settings: DistillSettings, damage: str
+) -> None:
     dataset = freeze(db, task, settings)
+    datasets.check_whole(dataset, settings)
+    file = settings.home_path / dataset.path / "train.jsonl"
+    file.write_text("torn") if damage == "torn" else file.unlink()
+    with pytest.raises(datasets.Damaged, match=f"{dataset.id}.*missing or not what was frozen"):
+        datasets.check_whole(dataset, settings)
+    assert freeze(db, task, settings).id == dataset.id
+    datasets.check_whole(dataset, settings)
     assert len(list(datasets.read(settings.home_path / dataset.path, "train"))) == dataset.train_rows
+
+
+def test_what_a_killed_writer_left_is_swept_away(db: Database, task: str, settings: DistillSettings) -> None:
+    old, young = (settings.artifacts / task / "datasets" / f".writing-{name}" for name in ("old", "young"))
+    for left in (old, young):
+        left.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    freeze(db, task, settings)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_rollback_is_not_held_up_by_a_freeze(db: Database, task: str, settings: DistillSettings) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def pause(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM pairs" in statement and threading.current_thread() is freezing:
+            reading.set()
+            assert go_on.wait(20)
+
+    freezing = threading.Thread(target=freeze, args=(db, task, settings))
+    event.listen(db.engine, "after_cursor_execute", pause)
+    freezing.start()
+    try:
+        assert reading.wait(20)
+        began = time.monotonic()
+        with db.begin() as session:
+            rollout.rollback(session, task, by="ada", why="it erred")
+        assert time.monotonic() - began < 5
+        with db.read() as session:
+            assert session.exec(select(Dataset)).all() == []
+    finally:
+        go_on.set()
+        freezing.join()
+    with db.read() as session:
+        assert len(session.exec(select(Dataset)).all()) == 1
+
+
+def test_rejecting_an_exact_duplicate_takes_out_the_pair_it_duplicates(
+    db: Database, put: Callable[..., str], task: str, settings: DistillSettings
+) -> None:
+    before = freeze(db, task, settings)
+    again = exchange("7", "odd")
+    put(again)
+    with db.begin() as session:
+        assert pairs.extract(session, task, POLICY) == 1
+        session.add(Review(capture_id=again.id, kind=ReviewKind.REJECT))
+    after = freeze(db, task, settings)
+    assert before.train_rows + before.holdout_rows - (after.train_rows + after.holdout_rows) == 1
+
+
+def test_a_corrected_answer_of_the_student_becomes_a_row(
+    db: Database, put: Callable[..., str], task: str, settings: DistillSettings
+) -> None:
+    capture = exchange("1001", "even", served_by=Server.STUDENT)
+    put(capture)
+    with db.begin() as session:
+        correction = {"role": "assistant", "content": "odd, of course"}
+        session.add(Review(capture_id=capture.id, kind=ReviewKind.CORRECT, correction=correction))
+    with db.begin() as session:
+        assert pairs.extract(session, task, POLICY) == 1
+    dataset = freeze(db, task, settings)
+    rows = [row for name in datasets.FILES for row in datasets.read(settings.home_path / dataset.path, name)]
+    assert [row.completion["content"] for row in rows if row.messages[-1]["content"] == "1001"] == ["odd, of course"]
+
+
+def test_where_reviews_are_missing_the_error_names_them(db: Database, task: str, settings: DistillSettings) -> None:
+    with pytest.raises(datasets.NotTrainable, match="60 more wait for a person's review"):
+        freeze(db, task, settings, Policy(train_unreviewed=False))
+
+
+def test_where_everything_is_one_conversation_the_error_says_how_to_tell_them_apart(
+    db: Database, put: Callable[..., str], settings: DistillSettings
+) -> None:
+    opening = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "With what?"}]
+    last = [{"role": "user", "content": str(n)} for n in range(40)]
+    task_id = put(*(exchange("", f"answer {n}", request={"messages": [*opening, m]}) for n, m in enumerate(last)))
+    with db.begin() as session:
+        pairs.extract(session, task_id, POLICY)
+    with pytest.raises(datasets.NotTrainable, match=r"All 40 count as one conversation.*metadata\.conversation"):
+        freeze(db, task_id, settings)
 
 
 def test_a_tools_schema_keeps_the_order_of_its_keys(db: Database, put: Callable[..., str], settings: DistillSettings) -> None:

@@ -11,8 +11,8 @@ from distill.settings import DistillSettings
 from store import policy
 from store.columns import now
 from store.session import Database
-from store.states import AdapterStatus, RunStatus, TaskStatus
-from store.tables import Adapter, Run, Task
+from store.states import AdapterStatus, ReviewKind, RunStatus, TaskStatus
+from store.tables import Adapter, Pair, Review, Run, Task
 from tests.distill.conftest import exchange
 
 
@@ -43,8 +43,8 @@ def change(db: Database, task: str, **values: object) -> None:
 
 def trained(db: Database, task: str, settings: DistillSettings, status: AdapterStatus = AdapterStatus.REFUSED) -> None:
     """A turn that came to its end."""
+    dataset = datasets.freeze(db, task, policy.Policy(), settings)
     with db.begin() as session:
-        dataset = datasets.freeze(session, task, policy.Policy(), settings)
         run = runs.open_run(session, dataset, "tiny", recipe.load())
         run.status = RunStatus.SUCCEEDED
         session.flush()
@@ -102,8 +102,8 @@ def test_a_failed_run_is_not_tried_again_by_itself(
     db: Database, fill: Callable[[int, int], str], settings: DistillSettings
 ) -> None:
     task = fill(0, 300)
+    dataset = datasets.freeze(db, task, policy.Policy(), settings)
     with db.begin() as session:
-        dataset = datasets.freeze(session, task, policy.Policy(), settings)
         runs.open_run(session, dataset, "tiny", recipe.load()).status = RunStatus.FAILED
     assert not look(db, task, hours=100).now
 
@@ -123,8 +123,86 @@ def test_runs_of_the_same_dataset_and_recipe_are_one_run(
 ) -> None:
     task = fill(0, 60)
     for _ in range(2):
+        dataset = datasets.freeze(db, task, policy.Policy(), settings)
         with db.begin() as session:
-            dataset = datasets.freeze(session, task, policy.Policy(), settings)
             runs.open_run(session, dataset, "tiny", recipe.load())
     with db.read() as session:
         assert len(session.exec(select(Run)).all()) == 1
+
+
+def test_a_timetable_counts_from_the_end_of_the_last_turn_even_of_one_that_changed_nothing(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 300)
+    trained(db, task, settings)
+    change(db, task, policy={"cron": "0 3 * * *"}, turned_at=now() + timedelta(hours=24))
+    assert not look(db, task, hours=24.1).now
+    assert look(db, task, hours=48.2).now
+
+
+def test_a_turn_that_could_not_train_is_not_due_again_at_once(db: Database, fill: Callable[[int, int], str]) -> None:
+    task = fill(0, 300)
+    change(db, task, turned_at=now())
+    assert "not before" in look(db, task).why
+    assert look(db, task, hours=25) == due.Due(False, "there is nothing new since the last turn")
+    fill(300, 301)
+    assert look(db, task, hours=25).now
+
+
+def test_growth_that_rejections_eat_up_is_looked_at_once_and_not_at_every_tick(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 300)
+    trained(db, task, settings)
+    fill(300, 400)
+    assert look(db, task, hours=25).now
+    change(db, task, turned_at=now() + timedelta(hours=25), policy={"min_hours": 0})
+    assert not look(db, task, hours=26).now
+
+
+def test_where_review_is_required_only_what_a_person_approved_counts(db: Database, fill: Callable[[int, int], str]) -> None:
+    task = fill(0, 300)
+    change(db, task, policy={"train_unreviewed": False})
+    assert look(db, task).why == "300 more pairs approved by a person until the first training"
+    with db.begin() as session:
+        for pair in session.exec(select(Pair)):
+            session.add(Review(capture_id=pair.capture_id, kind=ReviewKind.APPROVE))
+    assert look(db, task).now
+
+
+def test_a_failed_run_is_queued_again_only_when_a_person_asks(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 60)
+    dataset = datasets.freeze(db, task, policy.Policy(), settings)
+    with db.begin() as session:
+        run = runs.open_run(session, dataset, "tiny", recipe.load())
+        run.status, run.error, run.attempts = RunStatus.FAILED, "it diverged", 5
+    with db.begin() as session, pytest.raises(runs.RunFailed, match=r"ask for a training.*it diverged"):
+        runs.open_run(session, dataset, "tiny", recipe.load())
+    with db.begin() as session:
+        again = runs.open_run(session, dataset, "tiny", recipe.load(), again=True)
+        assert (again.id, again.status, again.attempts) == (run.id, RunStatus.QUEUED, 0)
+
+
+def test_an_older_run_that_was_never_trained_is_taken_up_though_a_newer_one_has_ended(
+    db: Database, fill: Callable[[int, int], str], settings: DistillSettings
+) -> None:
+    task = fill(0, 60)
+    dataset = datasets.freeze(db, task, policy.Policy(), settings)
+    with db.begin() as session:
+        older = runs.open_run(session, dataset, "tiny", recipe.load())
+    with db.begin() as session:
+        runs.open_run(session, dataset, "larger", recipe.load()).status = RunStatus.FAILED
+    with db.read() as session:
+        found = runs.unfinished(session, task)
+    assert found is not None
+    assert found.id == older.id
+
+
+def test_a_policy_that_cannot_be_read_is_told(db: Database, fill: Callable[[int, int], str]) -> None:
+    task = fill(0, 60)
+    change(db, task, policy={"growth": "much"})
+    assert look(db, task) == due.Due(False, "the task's policy cannot be read: set it again")
+    with db.begin() as session, pytest.raises(datasets.NotTrainable, match="policy cannot be read"):
+        due.ask(session, task, "ada")

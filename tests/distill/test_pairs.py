@@ -9,8 +9,8 @@ from sqlmodel import select
 from distill import pairs
 from store.policy import Policy
 from store.session import Database
-from store.states import CaptureStatus, PairStatus, Server, Split
-from store.tables import Capture, Pair
+from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
+from store.tables import Capture, Pair, Review
 from tests.distill.conftest import exchange
 
 POLICY = Policy()
@@ -85,3 +85,101 @@ def test_turns_of_one_conversation_fall_on_one_side() -> None:
 def test_a_named_conversation_wins() -> None:
     one, two = (pairs.judge(exchange(p, "ok", meta={"conversation": "c-1"}), POLICY) for p in ("a", "b"))
     assert one.conversation == two.conversation
+
+
+def made(db: Database, task: str, policy: Policy = POLICY) -> list[Pair]:
+    """All pairs of the task, once there is nothing left to look at, by capture."""
+    with db.begin() as session:
+        while pairs.extract(session, task, policy):
+            pass
+        return list(session.exec(select(Pair).order_by(Pair.capture_id)).all())
+
+
+@pytest.mark.parametrize(
+    ("capture", "reason"),
+    [
+        (exchange("4", None, message={"tool_calls": [{"type": "custom", "custom": {"name": "f"}}]}), "not of a function"),
+        (exchange("4", None, message={"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}), "arguments are not text"),
+        (exchange("4", "even", request={"tools": [{"type": "custom", "custom": {"name": "f"}}]}), "a tool is no function"),
+        (exchange("4", "even", request={"tools": {"f": 1}}), "a tool is no function"),
+        (exchange("4", "even", request={"messages": [{"content": "4"}]}), "no role"),
+        (exchange("4", "even", request={"messages": [{"role": "user", "content": 4}]}), "not text"),
+        (exchange("4", "even", request={"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}), "not of a function"),
+        (exchange("4", "even", request={"response_format": "json"}), "no object"),
+        (exchange("4", "even", served_by=Server.STUDENT), "not a whole answer of the teacher"),
+    ],
+)
+def test_shapes_that_no_template_can_render_are_left_out(capture: Capture, reason: str) -> None:
+    pair = pairs.judge(capture, POLICY)
+    assert pair.status == PairStatus.EXCLUDED
+    assert reason in pair.reason
+
+
+def test_json_nested_deeper_than_can_be_written_is_left_out_and_stops_nobody(db: Database) -> None:
+    deep = b'{"a":' * 400 + b"1" + b"}" * 400
+    odd, plain = exchange("4", "even"), exchange("5", "odd")
+    odd.request = odd.request[:-1] + b',"tools":[{"type":"function","function":{"name":"f","parameters":' + deep + b"}}]}"
+    with db.begin() as session:
+        session.add_all([odd, plain])
+    found = made(db, plain.task_id)
+    assert {pair.reason for pair in found} == {"", "its JSON is nested too deeply"}
+
+
+def test_random_ids_of_tool_calls_make_no_difference() -> None:
+    def called(number: int) -> Pair:
+        call = {"id": f"call_{number}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "5"}
+        history = [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+        request = {"messages": [{"role": "user", "content": "4"}, *history]}
+        return pairs.judge(exchange("", None, request=request, message={"tool_calls": [call]}, finish_reason="tool_calls"), POLICY)
+
+    one, two = called(1), called(2)
+    assert one.completion["tool_calls"][0]["id"] == "call_1"
+    assert (one.content_hash, one.prompt_hash) == (two.content_hash, two.prompt_hash)
+
+
+def test_no_prompt_is_on_both_sides_whatever_its_conversation_is_called(db: Database, put: Callable[..., str]) -> None:
+    captures = [exchange(f"Hello {n % 5}", f"answer {n}", meta={"conversation": f"c-{n}"}) for n in range(100)]
+    found = made(db, put(*captures))
+    sides: dict[str, set[Split | None]] = {}
+    for pair in found:
+        if pair.status == PairStatus.READY:
+            sides.setdefault(pair.prompt_hash, set()).add(pair.split)
+    assert len(sides) == 5
+    assert all(len(side) == 1 for side in sides.values())
+    assert {pair.reason for pair in found} == {"", "another conversation has the same prompt on the other side of the split"}
+
+
+def test_a_conversation_stays_on_its_side_when_the_policy_changes(db: Database, put: Callable[..., str]) -> None:
+    first = [[{"role": "user", "content": f"Conversation {n}"}] for n in range(60)]
+    task = put(*(exchange("", "Yes?", request={"messages": m}) for m in first))
+    before = {pair.conversation: pair.split for pair in made(db, task)}
+    more = [{"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "More."}]
+    put(*(exchange("", "No.", request={"messages": [*m, *more]}) for m in first))
+    found = made(db, task, Policy(holdout=0.9))
+    assert len(found) == 120
+    assert {(pair.conversation, pair.split) for pair in found} == set(before.items())
+
+
+def test_a_correction_makes_a_pair_of_a_capture_that_was_none(db: Database, put: Callable[..., str]) -> None:
+    student, cut = exchange("4", "odd", served_by=Server.STUDENT), exchange("5", "od", finish_reason="length")
+    task = put(student, cut, exchange("6", "even"))
+    assert {pair.status for pair in made(db, task)} == {PairStatus.EXCLUDED, PairStatus.READY}
+    with db.begin() as session:
+        for capture, right in ((student, "even"), (cut, "odd")):
+            correction = {"role": "assistant", "content": right}
+            session.add(Review(capture_id=capture.id, kind=ReviewKind.CORRECT, correction=correction))
+    found = {pair.capture_id: pair for pair in made(db, task)}
+    assert {pair.status for pair in found.values()} == {PairStatus.READY}
+    assert (found[student.id].completion["content"], found[cut.id].completion["content"]) == ("even", "odd")
+    assert made(db, task) == list(found.values())
+
+
+def test_a_correction_that_was_taken_back_makes_no_pair(db: Database, put: Callable[..., str]) -> None:
+    student = exchange("4", "odd", served_by=Server.STUDENT)
+    task = put(student)
+    with db.begin() as session:
+        session.add(Review(capture_id=student.id, kind=ReviewKind.CORRECT, correction={"role": "assistant", "content": "even"}))
+    with db.begin() as session:
+        session.add(Review(capture_id=student.id, kind=ReviewKind.REJECT))
+    assert made(db, task) == []

@@ -1,6 +1,7 @@
 """One turn of the wheel with a tiny random model, a real trainer process and a student server that is a real HTTP server."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,14 +10,14 @@ from pathlib import Path
 import orjson
 import pytest
 from pydantic import SecretStr
-from sqlmodel import func, select
+from sqlmodel import desc, func, select
 
-from distill import pipeline, runs
+from distill import datasets, evaluate, pipeline, recipe, runs
 from distill.settings import DistillSettings
 from store import policy
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus
-from store.tables import Adapter, Engine, Evaluation, EvaluationItem, Rollout, Run, RunStep, Task, Verdict
+from store.tables import Adapter, AuditEvent, Engine, Evaluation, EvaluationItem, Rollout, Run, RunStep, Task, Verdict
 from tests import models
 from tests.distill.conftest import exchange
 
@@ -37,11 +38,16 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, object]]]]:
 
         def do_POST(self) -> None:
             body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
+            if "prompt" in body:  # a probe
+                return self.send(200, {"choices": [{"index": 0, "text": "!"}]})
             asked.append(body)
             said = answer(body["messages"][-1]["content"], body["model"] == "big")
             status = 500 if said == "CRASH" else 200
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-            data = orjson.dumps({"choices": [choice]} if status == 200 else {"error": {"message": "EngineDeadError"}})
+            return self.send(status, {"choices": [choice]} if status == 200 else {"error": {"message": "EngineDeadError"}})
+
+        def send(self, status: int, said: dict[str, object]) -> None:
+            data = orjson.dumps(said)
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
@@ -82,9 +88,9 @@ def task(db: Database, put: Callable[..., str]) -> str:
     return task_id
 
 
-def engine(db: Database, base: Path, url: str) -> None:
+def engine(db: Database, base: Path, url: str, context: int | None = None) -> None:
     with db.begin() as session:
-        row = Engine(id="e", url=url, status=EngineStatus.READY, base_model="tiny", base_path=str(base), served_name="tiny")
+        row = Engine(id="e", url=url, status=EngineStatus.READY, base_model="tiny", base_path=str(base), context=context)
         session.merge(row)
 
 
@@ -127,7 +133,7 @@ def test_a_turn_ends_in_a_verdict_with_its_numbers_and_turning_again_changes_not
     assert again.id == verdict.id
     with db.read() as session:
         run = session.exec(select(Run)).one()
-        assert (run.status, run.step, run.attempts) == (RunStatus.SUCCEEDED, run.total_steps, 1)
+        assert (run.status, run.step, run.attempts) == (RunStatus.SUCCEEDED, run.total_steps, 0)
         assert run.rows_per_second
         assert session.exec(select(func.count()).select_from(RunStep)).one() >= 1
         assert session.exec(select(Adapter.status)).one() == AdapterStatus.ACCEPTED
@@ -161,11 +167,15 @@ def key() -> SecretStr:
 def test_an_engine_that_dies_in_the_middle_costs_only_the_questions_under_way(
     db: Database, task: str, base: Path, settings: DistillSettings
 ) -> None:
-    seen: list[str] = []
+    chances, answered = list(range(100)), list[str]()
 
     def dying(number: str, _teacher: bool) -> str:
-        seen.append(number)
-        return "CRASH" if len(seen) > 100 else oracle(number, False)
+        try:
+            chances.pop()
+        except IndexError:
+            return "CRASH"
+        answered.append(number)
+        return oracle(number, False)
 
     with serving(db, RolloutStage.STAGED):
         with server(dying) as (url, _):
@@ -174,23 +184,30 @@ def test_an_engine_that_dies_in_the_middle_costs_only_the_questions_under_way(
                 pipeline.turn(db, task, settings)
         with db.read() as session:
             kept = session.exec(select(func.count()).select_from(EvaluationItem)).one()
-            assert 50 < kept <= 100
+            assert kept == len(answered) == 100
         with server(oracle) as (url, asked):
             engine(db, base, url)
             verdict = pipeline.turn(db, task, settings)
     assert verdict is not None
     assert len(asked) == verdict.numbers["n"] - kept
     with db.read() as session:
-        assert session.exec(select(Run.attempts)).one() == 1  # nothing was trained twice
+        assert session.exec(select(Evaluation.attempts)).one() == 0
+        assert session.exec(select(func.count()).select_from(Run)).one() == 1
 
 
-def test_a_candidate_that_serving_refuses_ends_the_turn(db: Database, task: str, base: Path, settings: DistillSettings) -> None:
-    with serving(db, RolloutStage.REFUSED):
+@pytest.mark.parametrize("stage", [RolloutStage.REFUSED, RolloutStage.ROLLED_BACK, RolloutStage.RETIRED])
+def test_a_candidate_that_was_refused_or_taken_back_before_its_verdict_ends_the_turn(
+    db: Database, task: str, base: Path, settings: DistillSettings, stage: RolloutStage
+) -> None:
+    with serving(db, stage):
         engine(db, base, "http://127.0.0.1:1")
         assert pipeline.turn(db, task, settings) is None
     with db.read() as session:
         assert session.exec(select(Adapter.status)).one() == AdapterStatus.REFUSED
         assert session.exec(select(Verdict)).first() is None
+        why = session.exec(select(AuditEvent.detail).where(AuditEvent.action == "adapter").order_by(desc(AuditEvent.id))).first()
+        assert why is not None
+        assert why["why"].startswith(f"it is {stage}")
         assert runs.unfinished(session, task) is None
 
 
@@ -209,6 +226,85 @@ def test_a_missing_base_model_fails_the_run_with_the_trainers_words(
         run = session.exec(select(Run)).one()
     assert run.status == RunStatus.FAILED
     assert "no model folder" in (run.error or "")
+    with pytest.raises(runs.RunFailed, match="ask for a training"):
+        pipeline.turn(db, task, settings)
+
+
+def test_a_question_that_takes_too_long_is_no_answer_and_the_evaluation_goes_on(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    def slow(number: str, _teacher: bool) -> str:
+        if number == "20":
+            time.sleep(3)
+        return oracle(number, False)
+
+    with server(slow) as (url, _), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        verdict = pipeline.turn(db, task, settings.model_copy(update={"eval_timeout": 1.5}))
+    assert verdict is not None
+    assert verdict.numbers["agree"] == verdict.numbers["n"] - 1
+    with db.read() as session:
+        item = session.exec(select(EvaluationItem).where(EvaluationItem.error != None)).one()  # noqa: E711
+    assert "in time" in (item.error or "")
+    assert item.s is None
+
+
+def test_an_evaluation_that_can_never_be_finished_is_given_up_and_says_why(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    with server(lambda *_: "CRASH") as (url, _), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        for _ in range(evaluate.MAX_ATTEMPTS - 1):
+            with pytest.raises(pipeline.NotReady, match="stopped answering"):
+                pipeline.turn(db, task, settings)
+        assert pipeline.turn(db, task, settings) is None
+    with db.read() as session:
+        evaluation = session.exec(select(Evaluation)).one()
+        assert (evaluation.status, evaluation.attempts) == (EvaluationStatus.FAILED, evaluate.MAX_ATTEMPTS)
+        assert "EngineDeadError" in (evaluation.error or "")
+        assert session.exec(select(Adapter.status)).one() == AdapterStatus.REFUSED
+        assert runs.unfinished(session, task) is None
+
+
+def test_a_run_begun_for_another_base_model_fails_and_a_new_one_is_trained(
+    db: Database, task: str, base: Path, settings: DistillSettings
+) -> None:
+    pipeline.gather(db, task)
+    dataset = datasets.freeze(db, task, policy.Policy(), settings)
+    with db.begin() as session:
+        older = runs.open_run(session, dataset, "another", recipe.load(settings.recipe))
+    with server(oracle) as (url, _), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        assert pipeline.turn(db, task, settings) is not None
+    with db.read() as session:
+        older = session.get_one(Run, older.id)
+        assert older.status == RunStatus.FAILED
+        assert "base model another, and vLLM has tiny" in (older.error or "")
+        assert session.exec(select(Adapter.base_model)).one() == "tiny"
+
+
+def test_longer_answers_than_the_engine_has_room_for_are_not_asked_for(
+    db: Database, put: Callable[..., str], base: Path, settings: DistillSettings
+) -> None:
+    task = put(*(exchange(str(n), oracle(str(n), True), request={"max_tokens": 100_000}) for n in range(60)))
+    with server(oracle) as (url, asked), serving(db, RolloutStage.STAGED):
+        engine(db, base, url, context=512)
+        assert pipeline.turn(db, task, settings) is not None
+    assert {body["max_tokens"] for body in asked} == {512}
+
+
+def test_a_recipe_or_a_policy_that_cannot_be_read_is_told(
+    db: Database, task: str, base: Path, settings: DistillSettings, tmp_path: Path
+) -> None:
+    engine(db, base, "http://127.0.0.1:1")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("epochs = 0")
+    with pytest.raises(pipeline.NotReady, match="epochs"):
+        pipeline.turn(db, task, settings.model_copy(update={"recipe": bad}))
+    with db.begin() as session:
+        session.get_one(Task, task).policy = {"growth": "much"}
+    with pytest.raises(pipeline.NotReady, match=r"policy of .* cannot be read"):
+        pipeline.turn(db, task, settings)
 
 
 def test_free_text_is_never_passed_by_itself(db: Database, put: Callable[..., str], base: Path, settings: DistillSettings) -> None:

@@ -199,6 +199,8 @@ def test_stop_tokens_of_the_generation_config_end_a_completion(folder: Path, tok
     path.write_text(json.dumps({"eos_token_id": [0, 2]}))
     try:
         assert render.stop_ids(tokenizer) == {0, 2}
+        path.write_text(json.dumps({"eos_token_id": 0}))
+        assert render.stop_ids(tokenizer) == {0, 2}
     finally:
         path.write_text(before)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,50 @@ def test_rows_that_are_too_long_or_not_text_are_dropped_and_counted(base: Path, 
     assert (result.rows, result.dropped_rows) == (24, 2)
     with pytest.raises(BadData, match="no row of 1 can be learned from"):
         run(base, tmp_path / "other", [long], max_length=200)
+
+
+def test_a_row_of_a_shape_that_nobody_has_thought_of_is_dropped_and_counted(base: Path, tmp_path: Path) -> None:
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]}
+    odd = [TrainRow([{"role": "user", "content": "x"}], None, calling), TrainRow([{"content": "x"}], None, rows(1)[0].completion)]
+    result, _ = run(base, tmp_path / "run", [*rows(), *odd], epochs=1)
+    assert (result.rows, result.dropped_rows) == (24, 2)
+
+
+def test_a_torn_checkpoint_is_deleted_and_the_one_before_it_taken(base: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "run", list[Progress]()
+    settings: dict[str, Any] = {"base": base, "rows": rows(), "out": out, "recipe": recipe(), "on_progress": seen.append}
+    with pytest.raises(TrainingStopped):
+        train(**settings, should_stop=lambda: len(seen) == 7)
+    assert sorted(file.name for file in out.glob("*.pt")) == ["checkpoint-0000006.pt", "checkpoint-0000007.pt"]
+    newest = out / "checkpoint-0000007.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert train(**settings).resumed_from == 6
+
+
+def test_what_a_training_left_that_was_killed_while_it_wrote_is_swept_away(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / ".adapter-torn").mkdir(parents=True)
+    run(base, tmp_path / "run", epochs=1)
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["adapter"]
+
+
+def test_the_pace_of_a_run_that_was_killed_after_its_last_step_is_that_of_its_steps(base: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "run", list[Progress]()
+    settings: dict[str, Any] = {"base": base, "rows": rows(), "out": out, "recipe": recipe(), "on_progress": seen.append}
+    with pytest.raises(TrainingStopped, match="after step 12 of 12"):
+        train(**settings, should_stop=lambda: len(seen) == 12)
+    result = train(**settings)
+    assert result.resumed_from == 12
+    assert result.rows_per_second == pytest.approx(seen[-1].rows_per_second, rel=0.5)
+
+
+def test_weights_of_another_size_are_another_training(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    run(other, tmp_path / "run", epochs=1)
+    with (other / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BadData, match="another training"):
+        run(other, tmp_path / "run", epochs=1)
 
 
 def test_both_forms_of_lines_are_read(tmp_path: Path) -> None:

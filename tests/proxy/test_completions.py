@@ -1,5 +1,6 @@
 """Chat completions through the teacher: the same bytes both ways, and a capture that says what happened."""
 
+import asyncio
 import gzip
 import socket
 import time
@@ -9,6 +10,8 @@ import httpx
 import orjson
 import pytest
 
+from proxy.app import Proxy
+from proxy.settings import ProxySettings
 from store.states import CaptureStatus, Server
 from tests.proxy.conftest import KEY, chat, until
 from tests.proxy.upstream import completion, events, hang, json, stream
@@ -230,3 +233,82 @@ def test_text_that_postgresql_refuses_is_stored_without_what_it_refuses(start, t
     (capture,) = captures(1)
     assert (capture.prompt_text, capture.answer_text, capture.request) == ("xy", "ab", body)
     assert capture.meta == {"k": "\\u0000 ", "n": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"messages": [{"role": ["system"]}, {"role": {}}]',
+        b'"messages": [], "tools": ' + b"[" * 300 + b"]" * 300,
+        b'"messages": [], "response_format": ' + b'{"a":' * 1000 + b"1" + b"}" * 1000,
+        b'"messages": [], "metadata": ' + b'{"a":' * 500 + b"1" + b"}" * 500,
+    ],
+    ids=["role", "tools", "response_format", "metadata"],
+)
+def test_the_strangest_body_is_the_teachers_to_judge_and_is_stored(start, teacher, captures, fields):
+    proxy, body = start(), b'{"model": "big-1", %b}' % fields
+    assert proxy.chat(body).status_code == 200
+    assert teacher.seen[0].body == body
+    assert captures(1)[0].request == body
+    assert proxy.ready()["rejected"] == 0
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("9" * 25, 9999), ("9" * 5000, 9999), ("-1", 0), ("x", 0), ("12", 12)])
+def test_a_retry_count_is_read_as_far_as_it_can_be_one(start, captures, sent, kept):
+    assert start().chat(x_stainless_retry_count=sent).status_code == 200
+    assert captures(1)[0].retry_count == kept
+
+
+def test_the_strangest_answer_is_passed_on_and_stored(start, teacher, captures):
+    proxy = start()
+    deep = b'{"choices": [{"message": {"tool_calls": [{"function": {"arguments": %b}}]}}]}' % (b"[" * 300 + b"]" * 300)
+    for body in (deep, orjson.dumps(completion("", message={"tool_calls": 5})), b'{"error": %b}' % (b"[" * 900 + b"]" * 900)):
+        teacher.reply = json(body)
+        assert proxy.chat().content == body
+    assert len(captures(3)) == 3
+    assert proxy.ready()["rejected"] == 0
+
+
+def test_a_failure_of_our_own_has_an_id_that_the_log_has_too_and_no_line_of_the_clients(home, caplog):
+    head = {"type": "http", "method": "POST", "query_string": b"", "headers": [(b"content-length", b"many")]}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    for path, raw_path in [("/v1/x\nforged: line", b"/v1/x%0Aforged: line"), ("/v1/chat/completions", b"/v1/chat/completions")]:
+        asyncio.run(Proxy(ProxySettings(home=home))({**head, "path": path, "raw_path": raw_path}, asyncio.Event().wait, send))
+        assert sent[0]["status"] == 500
+        id = dict(sent[0]["headers"])[b"x-stillroom-id"].decode()
+        assert caplog.messages[-1].startswith(f"{id}: POST b'/v1/")
+        assert "\n" not in caplog.messages[-1]
+        sent.clear()
+
+
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_key_that_the_teacher_quotes_is_not_kept(start, teacher, captures, coded):
+    error = orjson.dumps({"error": {"message": f"Incorrect API key provided: {KEY}. You sent {KEY[:8]}..."}})
+    for status in (401, 403):
+        teacher.reply = json(gzip.compress(error) if coded else error, status, [("Content-Encoding", "gzip")] if coded else [])
+        answer = start().chat()
+        assert (answer.status_code, answer.content) == (status, error)
+    for capture in captures(2):
+        assert capture.response == error.replace(KEY.encode(), b"***")
+        assert capture.error == f"Incorrect API key provided: ***. You sent {KEY[:8]}..."
+
+
+def test_an_error_that_cannot_be_read_might_quote_the_key_and_is_not_kept(start, teacher, captures):
+    teacher.reply = json(b"\x1b\x00\x00", 401, [("Content-Encoding", "br")])
+    with start().client.stream("POST", "/v1/chat/completions", json=chat()) as answer:
+        assert b"".join(answer.iter_raw()) == b"\x1b\x00\x00"
+    assert captures(1)[0].response == b""
+
+
+def test_the_name_that_an_answer_gives_its_task_names_that_task(start, captures):
+    proxy = start()
+    told = proxy.chat().headers["x-stillroom-task"]
+    assert proxy.chat(x_stillroom_task=told).headers["x-stillroom-task"] == told
+    first, second = captures(2)
+    assert first.task_id == second.task_id
+    proxy.chat(x_stillroom_task=first.task_id)
+    assert captures(3)[2].task_id == first.task_id

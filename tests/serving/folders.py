@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 Arrays = dict[str, NDArray[Any]]
 HIDDEN, INNER, HEADS_KV = 16, 32, 8
+TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
 def base(folder: Path) -> Path:
@@ -45,7 +46,8 @@ def adapter(folder: Path, base_path: Path, arrays: Arrays | None = None, **confi
     """Write an adapter folder; returns the hash of its weights. `config` replaces entries of adapter_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(matrices() if arrays is None else arrays, folder / "adapter_model.safetensors")
-    entries = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "base_model_name_or_path": str(base_path)}
+    entries: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": TARGETS}
+    entries["base_model_name_or_path"] = str(base_path)
     (folder / "adapter_config.json").write_text(json.dumps({**entries, **config}))
     return hash_of(folder)
 

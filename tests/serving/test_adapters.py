@@ -136,6 +136,7 @@ def test_a_rank_above_vllms_is_refused(folder: Path, base: Path) -> None:
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"base_model_name_or_path": "someone/else"}, "was trained for 'someone/else'"),
         ({"base_model_name_or_path": ""}, "was trained for"),
+        ({"target_modules": None}, "target_modules"),
     ],
 )
 def test_a_config_that_vllm_would_misread_is_refused(tmp_path: Path, base: Path, entry: dict[str, Any], why: str) -> None:
@@ -190,6 +191,13 @@ def test_half_a_pair_of_matrices_is_refused(folder: Path, base: Path) -> None:
     arrays.pop(next(name for name in arrays if "lora_B" in name))
     save_file(arrays, folder / WEIGHTS)
     with pytest.raises(AdapterRefused, match="other half"):
+        looked_through(folder, base)
+
+
+def test_a_layer_that_the_config_names_and_that_has_no_matrices_is_refused(folder: Path, base: Path) -> None:
+    arrays = {name: array for name, array in load_file(folder / WEIGHTS).items() if "v_proj" not in name}
+    save_file(arrays, folder / WEIGHTS)
+    with pytest.raises(AdapterRefused, match=r"no matrices for .*v_proj.*1 are missing"):
         looked_through(folder, base)
 
 

@@ -145,6 +145,15 @@ def test_a_folder_with_a_part_missing_is_refused_with_its_name(folder: Path, tmp
         prepare(str(broken), tmp_path)
 
 
+def test_a_torn_folder_is_told_with_what_to_do(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BaseModelMissing, match=r"is damaged .*: remove it if"):
+        prepare(str(broken), tmp_path)
+
+
 def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from serving.base import prepare; prepare('nobody/nothing', Path(sys.argv[1]))"
     run = subprocess.run(

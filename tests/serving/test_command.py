@@ -44,6 +44,13 @@ def test_the_context_is_never_longer_than_the_model_knows(settings: ServingSetti
     assert option(command.build(settings, base).arguments, "--max-model-len") == "512"
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_base_folder_is_told_with_what_to_do(settings: ServingSettings, base: Path, name: str) -> None:
+    (base / name).write_bytes((base / name).read_bytes()[:20])
+    with pytest.raises(command.BaseUnavailable, match=r"is damaged: .*remove it, and it is prepared again"):
+        command.build(settings, base)
+
+
 def test_a_persons_own_arguments_come_last_and_so_win(settings: ServingSettings, base: Path) -> None:
     own = settings.model_copy(update={"vllm_args": "--dtype float32 --chat-template '/a folder/t.jinja'"})
     arguments = command.build(own, base).arguments

@@ -9,9 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serving import command
 from serving.command import Command, VllmMissing
 from serving.engine import MARKER, Attached, Engine, reap
 from serving.preparation import Preparation
+from serving.settings import ServingSettings
 from serving.vllm import StudentServer
 from serving.watch import Timing
 from store import children
@@ -156,6 +158,17 @@ def test_a_missing_base_model_is_told_and_found_once_it_is_there(make: Make, bas
     assert engine.state.base_path == tmp_path / "later"
 
 
+def test_a_damaged_base_model_is_told_and_does_not_end_serving(make: Make, base: Path, settings: ServingSettings) -> None:
+    whole = (base / "config.json").read_text()
+    (base / "config.json").write_text(whole[:20])
+    engine = make(build=lambda path: command.build(settings, path) and fake_command(["--model", "base"]))
+    until(lambda: engine.state.status == EngineStatus.FAILED, each=engine.tick)
+    assert "is damaged" in engine.state.detail
+    (base / "config.json").write_text(whole)
+    ready(engine)
+    assert engine.state.context == 512
+
+
 def test_a_missing_vllm_is_told_and_found_once_it_is_there(make: Make) -> None:
     installed = False
 
@@ -166,7 +179,7 @@ def test_a_missing_vllm_is_told_and_found_once_it_is_there(make: Make) -> None:
 
     engine = make(build=build)
     until(lambda: engine.state.status == EngineStatus.FAILED, each=engine.tick)
-    assert "pip install 'stillroom[distill,vllm]'" in engine.state.detail
+    assert "in the checkout: make setup" in engine.state.detail
     installed = True
     ready(engine)
 

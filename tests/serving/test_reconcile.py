@@ -121,6 +121,38 @@ def test_a_refusal_by_vllm_is_the_adapters_fault_only_if_vllm_is_well(
     assert one_pass(reconciler) == Outcome(loaded=(name,))
 
 
+def test_what_cannot_be_read_now_is_no_refusal_and_is_loaded_later(
+    server: StudentServer, base: Path, make_adapter: Make, reconciler: Reconciler, one_pass: Callable[[Reconciler], Outcome]
+) -> None:
+    name = make_adapter()
+    weights = base / "model.safetensors"
+    weights.rename(base / "away")
+    weights.symlink_to(base / "nowhere")
+    for _ in range(2):
+        outcome = one_pass(reconciler)
+        assert (outcome.refused, outcome.complete, list(outcome.unread)) == ({}, True, [name])
+    weights.unlink()
+    (base / "away").rename(weights)
+    reconciler.again = 0.0
+    assert one_pass(reconciler) == Outcome(loaded=(name,))
+    assert loads(server) == [["load", name]]
+
+
+def test_what_is_asked_for_again_is_tried_at_once(
+    db: Database, server: StudentServer, make_adapter: Make, reconciler: Reconciler, one_pass: Callable[[Reconciler], Outcome]
+) -> None:
+    name = make_adapter()
+    behave(server, refuse="LoRA rank 64 is greater")
+    why = one_pass(reconciler).refused[name]
+    with db.begin() as session:
+        rollout.refuse(session, name, why)
+    assert one_pass(reconciler) == Outcome(loaded=())
+    behave(server, refuse=None)
+    with db.begin() as session:
+        rollout.request_promotion(session, name, by="ada", why="it is set higher")
+    assert one_pass(reconciler) == Outcome(loaded=(name,))
+
+
 def test_a_server_that_is_gone_raises(settings: ServingSettings, base: Path, reconciler: Reconciler) -> None:
     with StudentServer("http://127.0.0.1:1") as gone, pytest.raises(StudentDown):
         reconciler.step(gone, base, Plan())

@@ -1,7 +1,7 @@
 import httpx
 import pytest
 
-from serving.vllm import AdapterMissing, StudentDown, StudentError, StudentRefused, StudentServer
+from serving.vllm import AdapterMissing, StudentDown, StudentError, StudentRefused, StudentServer, StudentSlow
 from tests.serving.conftest import behave
 
 
@@ -18,7 +18,7 @@ def raising(error: Exception) -> StudentServer:
 
 def test_adapters_are_loaded_listed_asked_and_unloaded(server: StudentServer, tmp_path: object) -> None:
     assert server.health()
-    assert server.base() == "base"
+    assert (server.base(), server.context()) == ("base", 512)
     server.load("a@v1", str(tmp_path))
     assert server.models() == ["base", "a@v1"]
     answer = server.complete({"model": "a@v1", "messages": [{"role": "user", "content": "who are you?"}]})
@@ -53,7 +53,7 @@ def test_a_dead_engine_is_down_although_the_server_says_it_is_well(server: Stude
 
 def test_a_hung_engine_is_down_after_the_timeout(server: StudentServer) -> None:
     behave(server, hang=True)
-    with pytest.raises(StudentDown, match="in time"):
+    with pytest.raises(StudentSlow, match="in time"):
         server.probe("base", timeout=0.2)
 
 

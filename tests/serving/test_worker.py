@@ -91,11 +91,12 @@ def test_an_adapter_goes_from_its_row_to_traffic_and_the_row_says_where_vllm_is(
         str(base),
         str(base),
     )
+    assert engine.context == 512
     assert engine.pid is not None
     assert psutil.pid_exists(engine.pid)
     with db.read() as session:
         table = routes.read(session)
-    assert (table.engines, table.loaded) == ((engine.url,), {name})
+    assert (table.engines, table.loaded, table.context) == ((engine.url,), {name}, 512)
 
 
 def test_a_killed_vllm_comes_back_with_the_live_adapter_and_is_not_called_ready_before(

@@ -1,5 +1,6 @@
 """Reading answers: whole, streamed, strange."""
 
+import json
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
     return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
+DEEP: Any = orjson.loads(b"[" * 300 + b"]" * 300)
 HELLO = [chunk(role="assistant", content=""), chunk(content="Hel"), chunk(content="lo"), chunk("stop")]
 
 
@@ -133,6 +135,8 @@ GARBAGE = [
     stream({"choices": "x"}, {"choices": [None, 4]}, {"choices": [{"delta": None}]}, {"choices": [{"delta": "x"}]}),
     stream(chunk(content=5, role=7, tool_calls=[None, 3, {"function": None}, {"index": "a", "function": {"name": 3}}])),
     stream(chunk(tool_calls=[{"function": {"arguments": "{}"}}]), {"usage": 3, "choices": [{"finish_reason": 3}]}),
+    stream(chunk(tool_calls=5), chunk(tool_calls=True), chunk(tool_calls={"index": 0}), chunk(tool_calls="x")),
+    b'data: {"error": ' + b"[" * 1000 + b"]" * 1000 + b"}\n\n",
 ]
 
 
@@ -156,3 +160,17 @@ def test_a_message_as_text_is_its_content_or_its_calls() -> None:
     assert answers.text_of({"content": "Hello"}) == "Hello"
     assert answers.text_of({"content": None, "tool_calls": [call]}) == '[{"name":"find","arguments":"{}"}]'
     assert answers.text_of({}) == ""
+
+
+@pytest.mark.parametrize("calls", [5, True, "x", {"a": 1}, [None, 3], [{"function": {"arguments": DEEP}}]])
+def test_nothing_in_a_messages_calls_raises(calls: Any) -> None:
+    body = json.dumps({"choices": [{"message": {"content": None, "tool_calls": calls}}]}).encode()
+    read = answers.read(body, stream=False)
+    assert read.error is None
+    assert answers.text_of(read.message) == ""
+
+
+def test_an_end_with_more_or_fewer_spaces_is_an_end() -> None:
+    for end in (b"data:[DONE]", b"data:   [DONE] "):
+        read = answers.read_stream(stream(*HELLO, done=False) + end + b"\n\n")
+        assert (read.ended, read.error) == (True, None)

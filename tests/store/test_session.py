@@ -136,3 +136,34 @@ def test_an_answer_keeps_the_order_of_its_keys(db: Database) -> None:
         session.add(Review(capture_id="cap_1", kind=ReviewKind.CORRECT, correction=correction))
     with db.read() as session:
         assert json.dumps(session.exec(select(Review.correction)).one()) == json.dumps(correction)
+
+
+def test_a_vanished_postgresql_is_noticed_within_seconds(postgres: str) -> None:
+    database = Database(postgres)
+    with database.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        told = driver.info.get_parameters()
+    database.close()
+    wanted = {"keepalives": "1", "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}
+    assert told.items() >= {**wanted, "tcp_user_timeout": "10000", "connect_timeout": "5"}.items()
+
+
+def test_a_home_and_a_sqlite_file_are_made_for_their_owner_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for home in (tmp_path, tmp_path / "home"):
+        database = Database(f"sqlite:///{home}/stillroom.db")
+        with database.begin() as session:
+            session.execute(sa.text("CREATE TABLE t (x)"))
+            modes = {path.name: oct(path.stat().st_mode & 0o777) for path in home.glob("stillroom.db*")}
+            assert modes == dict.fromkeys(("stillroom.db", "stillroom.db-wal", "stillroom.db-shm"), "0o600")
+        database.close()
+    assert (tmp_path.stat().st_mode & 0o777, home.stat().st_mode & 0o777) == (0o755, 0o700)  # what was there is left alone
+
+
+def test_a_database_in_memory_makes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite://", "sqlite:///:memory:"):
+        with Database(url).begin() as session:
+            session.execute(sa.text("CREATE TABLE t (x)"))
+    assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,13 @@ def request(**changes: Any) -> dict[str, Any]:
     return {"model": "big", "messages": messages, **changes}
 
 
+def nested(depth: int, inmost: Any = None) -> Any:
+    value = inmost
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def test_requests_that_differ_in_what_is_asked_are_one_task() -> None:
     other = request(messages=[{"role": "system", "content": "Triage the ticket."}, {"role": "user", "content": "Hello?"}])
     assert tasks.identify(request()) == tasks.identify(other)
@@ -47,6 +54,31 @@ def test_a_system_message_in_parts_is_the_same_as_in_one_string() -> None:
     assert tasks.identify(request(messages=parts)).id == tasks.identify(request()).id
 
 
+def test_what_is_nested_deeply_is_told_apart_too() -> None:
+    deep = [
+        tasks.identify(request(tools=tools, response_format=wanted)).id
+        for tools in (
+            nested(300),
+            nested(301),
+            nested(300, ""),
+            nested(300, [None, None]),
+            nested(300, {"a": 1}),
+            nested(300, {"a": "1"}),
+        )
+        for wanted in (None, {"type": "text"})
+    ]
+    assert len(set(deep)) == len(deep)
+    one, two = ({"b": nested(300), "a": 2}, {"a": 2, "b": nested(300)})
+    assert tasks.identify(request(response_format=one)).id == tasks.identify(request(response_format=two)).id
+
+
+def test_the_name_or_the_id_of_a_keyed_task_names_that_task() -> None:
+    keyed = tasks.identify(request())
+    assert tasks.identify(request(), keyed.name) == tasks.identify(request(), keyed.id) == keyed
+    assert tasks.identify(request(metadata={"task": keyed.name})) == keyed
+    assert tasks.identify(request(model="other"), keyed.name).id != keyed.id
+
+
 def test_an_explicit_name_wins_whatever_the_rest() -> None:
     header = tasks.identify(request(), "triage")
     assert header.name == "triage"
@@ -66,7 +98,16 @@ def test_a_name_that_is_none_is_refused_with_the_rule(name: str) -> None:
 
 @pytest.mark.parametrize(
     "strange",
-    [{}, {"messages": None}, {"messages": "hi"}, {"messages": [None, 3, {"role": "system"}]}, {"model": 7}, {"metadata": [1]}],
+    [
+        {},
+        {"messages": None},
+        {"messages": "hi"},
+        {"messages": [None, 3, {"role": "system"}, {"role": ["system"]}, {"role": {}}]},
+        {"model": 7},
+        {"metadata": [1]},
+        {"tools": nested(2_000)},
+        {"response_format": {"a": nested(300, 1.5), "b": "\ud800"}},
+    ],
 )
 def test_a_strange_body_has_a_task_too(strange: dict[str, Any]) -> None:
     assert tasks.identify(strange).id.startswith("task_")
@@ -92,6 +133,27 @@ def test_a_name_that_is_taken_gets_digits_behind_it(db: Database) -> None:
     with db.begin() as session:
         task = tasks.ensure(session, tasks.identify(request(), "triage"))
     assert task.name == f"triage {task.id[-6:]}"
+
+
+def test_a_name_that_is_taken_with_its_digits_too_gets_the_whole_id_behind_it(db: Database) -> None:
+    identity = tasks.identify(request(), "triage")
+    with db.begin() as session:
+        session.add(Task(id="task_1", name="triage"))
+        session.add(Task(id="task_2", name=f"triage {identity.id[-6:]}"))
+    with db.begin() as session:
+        assert tasks.ensure(session, identity).name == f"triage {identity.id}"
+    with db.begin() as session:
+        assert tasks.ensure(session, identity).name == f"triage {identity.id}"
+
+
+def test_a_nul_character_is_left_out_of_a_task_and_finds_none(db: Database) -> None:
+    with db.begin() as session:
+        tasks.ensure(session, tasks.Identity("task_1", "one", "bi\0g", "be\0have"))
+    with db.read() as session:
+        task = tasks.find(session, "one")
+        assert task is not None
+        assert (task.teacher_model, task.system) == ("big", "behave")
+        assert tasks.find(session, "on\0e") is None
 
 
 def test_a_task_is_found_by_id_and_by_name(db: Database) -> None:
