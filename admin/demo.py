@@ -209,6 +209,7 @@ def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
     )
     with Progress(*columns, console=console) as bar:
         line = bar.add_task("training", total=None, note="")
+        told = 0
         while time.monotonic() < deadline:
             row = rig.until(latest, 30, "the run's row")
             note = (
@@ -217,6 +218,9 @@ def _watch_training(console: Console, rig: Rig, task_id: str) -> Run:
                 else "starting"
             )
             bar.update(line, total=row.total_steps or None, completed=row.step, note=note)
+            if not console.is_terminal and row.total_steps and row.step * 10 // row.total_steps > told:  # a log shows no bar
+                told = row.step * 10 // row.total_steps
+                console.print(f"step {row.step} of {row.total_steps}, {note}")
             if row.status == RunStatus.FAILED:
                 raise NotSeen(f"a trained student: {row.error}")
             if row.status == RunStatus.SUCCEEDED:

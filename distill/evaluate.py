@@ -124,12 +124,14 @@ def run(
     with (
         StudentServer(engine, timeout=settings.eval_timeout) as student,
         Teacher(settings, questions=2 * len(rows)) as teacher,
+        ThreadPoolExecutor(settings.eval_concurrency) as beside,
         ThreadPoolExecutor(settings.eval_concurrency) as pool,
     ):
 
         def ask(question: Question) -> EvaluationItem:
+            again = beside.submit(teacher.answer_twice, question.request)  # at the same time: the student must not wait for it
             s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest, context)
-            return item(evaluation.id, kind, question.row, s, teacher.answer_twice(question.request), latency, error)
+            return item(evaluation.id, kind, question.row, s, again.result(), latency, error)
 
         waiting = [pool.submit(ask, question) for question in questions]
         saved: set[Future[EvaluationItem]] = set()

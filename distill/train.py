@@ -29,9 +29,10 @@ from distill.recipe import Recipe
 if TYPE_CHECKING:
     from distill.render import Example
 
-# Read by torch's OpenMP when torch is loaded. Where other processes want the processors too, threads that spin while they wait for
-# each other make a step four times slower; on an idle machine nothing is lost.
+# Read by torch's OpenMP when torch is loaded. Where other processes want the processors too, threads that spin long while they wait
+# for each other make a step four times slower; a few microseconds of it make one a third faster (EXPERIMENTS.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 Message = dict[str, Any]
 KEPT_CHECKPOINTS = 2

@@ -2,5 +2,6 @@
 
 import os
 
-# Read once, when torch is first imported: OpenMP threads that spin while they wait starve the vLLM beside them.
+# As distill/train.py; read once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -7,7 +7,8 @@ down. Processor seconds a row are given beside rows a second of the clock: they 
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as distill/train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import argparse
 import json
