@@ -19,8 +19,6 @@ class DistillSettings(StoreSettings):
     reask_budget: int = Field(2000, ge=0, description="At most this many repeated questions to the teacher an evaluation.")
     tick_seconds: float = Field(10.0, gt=0, description="How often each task is looked at.")
     lease_seconds: float = Field(30.0, gt=1, description="A turn whose process died is taken up by another after this long.")
-    eval_concurrency: int = Field(
-        32, ge=1, description="Questions to the student at once during an evaluation."
-    )
+    eval_concurrency: int = Field(32, ge=1, description="Questions to the student at once during an evaluation.")
     eval_timeout: float = Field(120.0, gt=0, description="Seconds for one answer of the student; longer counts as none.")
     stage_timeout: float = Field(900.0, gt=0, description="Seconds to wait for serving to load a candidate.")
