@@ -9,7 +9,9 @@ export UV_FIND_LINKS := $(LINKS)
 # No CPU wheel of torch at hand: uv takes it from PyTorch's CPU index.
 TORCH  := $(if $(wildcard $(addsuffix /torch-*+cpu*,$(LINKS))),,--torch-backend cpu)
 
-.PHONY: setup demo test check bench lock clean
+PEERS  := .cache/bench
+
+.PHONY: setup demo test check bench bench-proxy lock clean
 
 setup: $(VENV)/.ok
 $(VENV)/.ok: $(LOCK) pyproject.toml
@@ -34,6 +36,15 @@ check: setup       ## style, types, import rules
 
 bench: setup       ## measurements, side by side in one run; results are recorded in tests/bench/results
 	$(BIN)/python -m tests.bench.bench_prefix
+
+bench-proxy: setup $(PEERS)/.ok   ## what a proxied request costs, beside nginx, LiteLLM and a Rust gateway
+	$(BIN)/python -m tests.bench.proxy --record
+
+$(PEERS)/.ok:
+	command -v nginx wrk >/dev/null || apt-get install -y -q nginx-light wrk || (apt-get update -q && apt-get install -y -q nginx-light wrk)
+	for peer in 'litellm[proxy]==1.106.2' sglang-router==0.3.2; do \
+	  folder=$(PEERS)/$${peer%%[[=]*}; $(BIN)/uv venv -q --python $(BIN)/python $$folder && $(BIN)/uv pip install -q --python $$folder/bin/python $$peer || exit 1; done
+	touch $@
 
 lock:              ## resolve again; what is left out is said in pyproject's [tool.uv]
 	$(BIN)/uv pip compile pyproject.toml -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \

@@ -105,7 +105,7 @@ def start(home: Path, teacher: Upstream) -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def start(**settings: Any) -> Running:
-        wiring = {"home": home, "proxy_port": 0, "teacher_url": f"{teacher.url}/v1", "route_seconds": 0.05, "student_timeout": 1.0}
+        wiring = {"home": home, "proxy_port": 0, "teacher_url": f"{teacher.url}/v1", "route_seconds": 0.05, "student_timeout": 10.0}
         running.append(Running(ProxySettings(**{**wiring, **settings})))
         return running[-1]
 
