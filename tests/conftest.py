@@ -1,5 +1,6 @@
 """Databases for the tests: SQLite and a real PostgreSQL that pip installed; no service has to be set up."""
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,15 @@ from store.session import Database
 from store.settings import StoreSettings
 
 NAMES = count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_pauses() -> None:
+    """What has been loaded so far is not looked at by the garbage collector any more: with torch and all rooms in one process a
+    collection would stop the servers in threads of it for longer than some tests wait.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def main() -> None:
             target.stop()
         mock.terminate()
     best = {name: {key: least(rounds, key) for key in rounds[0]} for name, rounds in found.items()}
-    Console().print(table(best))
+    Console(width=160).print(table(best))
     result = summarize(best, stored)
     if options.record:
         machine = {"cores": os.cpu_count(), "rounds": options.rounds, "seconds": options.seconds}

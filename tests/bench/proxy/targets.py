@@ -30,8 +30,8 @@ http {
 # The models that the load asks for, without authentication, retries and telemetry: the cheapest it can be.
 LITELLM = """model_list:
 {models}
-litellm_settings: {{telemetry: false, num_retries: 0, request_timeout: 600, set_verbose: false}}
-router_settings: {{num_retries: 0}}
+litellm_settings: {telemetry: false, num_retries: 0, request_timeout: 600, set_verbose: false}
+router_settings: {num_retries: 0}
 """
 
 
