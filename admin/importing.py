@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
 from admin.problems import Invalid
-from store import answers, audit
+from store import answers, audit, bodies
 from store import tasks as identity
 from store.columns import now
 from store.session import Database
@@ -31,7 +31,6 @@ BATCH_ROWS, BATCH_BYTES = 500, 16_000_000
 LINE_BYTES = 16_000_000  # a longer line is no exchange
 REPORTED = 1000  # errors told one by one; more are counted
 BOM = b"\xef\xbb\xbf"
-_INT_MAX = 2**31 - 1
 SHAPES = (
     'a line is {"messages": [..., {"role": "assistant", ...}]} (OpenAI fine-tuning) or '
     '{"request": {"messages": [...]}, "response": {"choices": [...]}} (a recording)'
@@ -187,8 +186,7 @@ def _row(request: dict[str, Any], response: bytes, stream: bool, source: str) ->
         raise Unusable(f"the answer is an error: {answer.error}"[:300])
     if not answer.ended:
         raise Unusable("the recorded stream broke off before its [DONE]")
-    asked = [m for m in request["messages"] if m.get("role") == "user"]
-    metadata, model, user = request.get("metadata"), request.get("model"), request.get("user")
+    read = bodies.columns(request, answer)
     capture = Capture(
         id="",
         created_at=now(),
@@ -196,32 +194,13 @@ def _row(request: dict[str, Any], response: bytes, stream: bool, source: str) ->
         endpoint="/v1/chat/completions",
         status=CaptureStatus.COMPLETE,
         served_by=Server.TEACHER,
-        model=_text(model)[:200] if isinstance(model, str) else "",
         stream=stream,
         http_status=200,
         request=orjson.dumps(request),
         response=response,
-        prompt_text=_text(identity.text_of(asked[-1].get("content"))) if asked else "",
-        answer_text=_text(answers.text_of(answer.message)),
-        finish_reason=_text(answer.finish_reason)[:40] if answer.finish_reason else None,
-        prompt_tokens=_count(answer.prompt_tokens),
-        completion_tokens=_count(answer.completion_tokens),
-        meta={
-            **(metadata if isinstance(metadata, dict) else {}),
-            **({"user": user} if isinstance(user, str) else {}),
-            "imported": source,
-        },
+        **{**read, "finish_reason": read["finish_reason"] or None, "meta": {**read["meta"], "imported": source}},
     )
     return capture.model_dump(exclude={"id", "task_id"})
-
-
-def _text(value: str) -> str:
-    """Text as PostgreSQL takes it: without NUL."""
-    return value.replace("\0", "")
-
-
-def _count(value: int | None) -> int | None:
-    return None if value is None else min(max(int(value), 0), _INT_MAX)
 
 
 def _store(db: Database, batch: list[Exchange], task: str | None, report: Report) -> None:

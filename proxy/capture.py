@@ -20,16 +20,15 @@ _LOOK = 16_000_000  # decoded bytes of an encoded stream in which it is looked f
 class Capture:
     """What is told of one exchange. Without a spool, or where the spool is full, nothing is kept and nothing fails."""
 
-    def __init__(self, spool: Spool | None, max_answer: int, secrets: Sequence[bytes] = ()) -> None:
-        """`secrets` are the keys of the request, longest first: a teacher that refuses one may quote it."""
+    def __init__(self, spool: Spool | None, max_answer: int) -> None:
         self.id = ids.new("cap")
         self.served_by = Server.TEACHER
         self.adapter_id: str | None = None
         self.fallback: str | None = None
+        self.secrets: Sequence[bytes] | None = None  #: the request's keys, longest first, where the answer may quote one
         self._spool = spool
         self._open = False  # begun and not ended
         self._max_answer = max_answer
-        self._secrets = secrets
         self._started = time.perf_counter()
         self._first_byte: float | None = None
         self._http: dict[str, Any] = {}
@@ -74,8 +73,8 @@ class Capture:
             status, error = CaptureStatus.INCOMPLETE, f"the answer is larger than {self._max_answer:,} bytes and was not kept"
             self._parts = []
         body = b"".join(self._parts)
-        if self._http.get("http_status") in (401, 403):
-            body = self._masked(body)
+        if self.secrets is not None:
+            body = self._masked(body, self.secrets)
         meta = {
             "kind": "end", "id": self.id, "status": status, "error": error, "served_by": self.served_by,
             "adapter_id": self.adapter_id, "fallback": self.fallback, "first_byte_ms": self._milliseconds(self._first_byte),
@@ -98,11 +97,11 @@ class Capture:
         self._tail = window[-_TAIL:]
         return _DONE.search(window) is not None
 
-    def _masked(self, body: bytes) -> bytes:
+    def _masked(self, body: bytes, secrets: Sequence[bytes]) -> bytes:
         """The body without the request's keys; nothing at all if it cannot be read."""
         plain, unread = encoding.decode(body, self._http["encoding"])
         self._http["encoding"] = None
-        for secret in self._secrets:
+        for secret in secrets:
             plain = plain.replace(secret, b"***")
         return b"" if unread else plain
 

@@ -70,7 +70,7 @@ class Completions:
 
     def _begin(self, client: Client, asked: _Asked) -> Capture:
         off = (client.header(b"x-stillroom-capture") or "").lower() == "off"
-        capture = Capture(None if off else self._spool, self._settings.max_body_bytes, self._teacher.secrets(client))
+        capture = Capture(None if off else self._spool, self._settings.max_body_bytes)
         client.id = capture.id
         retry = (client.header(b"x-stainless-retry-count") or "")[:4]
         capture.begin(
@@ -99,7 +99,7 @@ class Completions:
                 except NoAnswer as why:
                     capture.fallback = str(why)
             raise self._teacher.refusal(error) from error
-        self._teacher.judged(client, answer.status)
+        capture.secrets = self._teacher.judged(client, answer.status)
         return answer
 
     async def _ask_student(self, capture: Capture, engines: tuple[str, ...], adapter_id: str, asked: _Asked) -> Answer:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ log = logging.getLogger("stillroom.proxy")
 _DONE = b"data: [DONE]\n\n"
 _JSON = [(b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
 _FINISHED = {"stop", "tool_calls"}
+_base = lru_cache(maxsize=64)(Base)  # of an engine: its URL is parsed once
 
 
 class NoAnswer(Exception):
@@ -76,7 +78,7 @@ class Students:
 
     async def _open(self, engine: str, adapter_id: str, request: dict[str, Any], context: int | None) -> Answer:
         body = orjson.dumps(prompts.for_student(request, adapter_id, context))
-        answer = await self._upstream.open("POST", Base(engine), b"/v1/chat/completions", _JSON, body)
+        answer = await self._upstream.open("POST", _base(engine), b"/v1/chat/completions", _JSON, body)
         if answer.status != 200:
             await answer.close()
             raise (NoAnswer if answer.status >= 500 else _Unfit)(f"it answered {answer.status}")

@@ -30,16 +30,17 @@ class Teacher:
         headers = to_teacher(client.headers, self._key)
         return await self._upstream.open(client.method, self._base, target, headers, body, length=client.header(b"content-length"))
 
-    def secrets(self, client: Client) -> list[bytes]:
-        """The keys under which this client's request is sent."""
-        return secrets(to_teacher(client.headers, self._key))
+    def judged(self, client: Client, status: int) -> list[bytes] | None:
+        """The teacher has answered a completion for this client: 2xx accepts its key, 401 and 403 refuse it.
 
-    def judged(self, client: Client, status: int) -> None:
-        """The teacher has answered a completion for this client: 2xx accepts its key, 401 and 403 refuse it."""
+        Returns the keys of a refused request, which the answer may quote; else None.
+        """
         if 200 <= status < 300:
             self._keys.accept(client.headers)
         elif status in (401, 403):
             self._keys.revoke(client.headers)
+            return secrets(to_teacher(client.headers, self._key))
+        return None
 
     def trusts(self, client: Client) -> bool:
         """Whether a student may answer this client: the operator's key is used, or the client's is known to be good."""

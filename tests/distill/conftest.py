@@ -11,8 +11,15 @@ from store import ids, migrate, tasks
 from store.session import Database
 from store.states import CaptureStatus, Server
 from store.tables import Capture
+from tests import models
 
 SYSTEM = {"role": "system", "content": "Say whether the number is odd or even."}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model's folder."""
+    return models.tiny_llama(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from store import policy
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus
 from store.tables import Adapter, AuditEvent, Engine, Evaluation, EvaluationItem, Rollout, Run, RunStep, Task, Verdict
-from tests import models
 from tests.distill.conftest import exchange
 
 Answer = Callable[[str, bool], str]  #: (the prompt's number, asked as the teacher) -> answer
@@ -66,11 +65,6 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, object]]]]:
         yield f"http://127.0.0.1:{listening.server_port}", asked
     finally:
         listening.shutdown()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_llama(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -13,17 +13,11 @@ from store.policy import Policy
 from store.session import Database
 from store.states import RunStatus
 from store.tables import Run
-from tests import models
 from tests.distill.conftest import exchange
 
 
 class Stop(Exception):
     """This process is told to stop."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_llama(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
