@@ -9,14 +9,12 @@ from pathlib import Path
 
 import orjson
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
-from sqlmodel import col, select
 
-from proxy import rows
+from proxy.insert import insert
 from proxy.journal import Journal, Logged
 from proxy.spool import Folder, Spool, weigh
-from store import migrate, tasks
+from store import migrate
 from store.session import Database
-from store.tables import Capture
 
 log = logging.getLogger("stillroom.proxy")
 
@@ -138,18 +136,6 @@ class Drainer(threading.Thread):
         if state != self.database:
             log.log(logging.INFO if state == "ok" else logging.WARNING, "database: %s", state)
             self.database = state
-
-
-def insert(db: Database, batch: Sequence[Logged]) -> None:
-    """Write the captures that are not there yet, and the tasks they are the first of, in one transaction."""
-    built = [rows.build(logged) for logged in batch]
-    with db.begin() as session:
-        ids = [capture.id for _, capture in built]
-        known = set(session.exec(select(Capture.id).where(col(Capture.id).in_(ids))))
-        new = [(identity, capture) for identity, capture in built if capture.id not in known]
-        for identity in {identity.id: identity for identity, _ in new}.values():
-            tasks.ensure(session, identity)
-        session.add_all(capture for _, capture in new)
 
 
 def _is_the_rows(error: Exception) -> bool:
