@@ -133,7 +133,7 @@ def one(session: Session, capture_id: str) -> CaptureDetail:
 
 def sides(session: Session, capture: Capture, pair: Pair | None) -> tuple[Answer | None, Answer | None]:
     """(the teacher's answer, the student's): one is what the client got, the student's else comes from its latest evaluation."""
-    read = answers.read(capture.response, stream=capture.stream)
+    read = answers.read(capture.response, stream=capture.stream, endpoint=capture.endpoint)
     live = Answer(
         adapter_id=capture.adapter_id,
         message=read.message or None,
@@ -193,7 +193,7 @@ def _decoded(body: bytes) -> Any:
 
 
 def _read(capture: Capture) -> dict[str, Any]:
-    read = answers.read_stream(capture.response)
+    read = answers.read_stream(capture.response, capture.endpoint)
     usage = {"prompt_tokens": read.prompt_tokens, "completion_tokens": read.completion_tokens}
     message, finish = read.message, read.finish_reason
     return {"message": message, "finish_reason": finish, "usage": usage, "error": read.error, "ended": read.ended}

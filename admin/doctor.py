@@ -17,6 +17,8 @@ from admin import home, schema
 from admin.problems import INSTALL, Problem
 from admin.settings import AdminSettings
 from admin.up import addresses, exposed_key, port_taken
+from store import teachers
+from store.teachers import BadTeachers, Entry, Format, Teacherlist
 
 GIB = 2**30
 TEACHER_SECONDS = 5.0
@@ -42,9 +44,9 @@ class Check(BaseModel):
 
 
 def examine(settings: AdminSettings) -> list[Check]:
-    """All checks. Changes nothing; asks the teacher for its list of models."""
+    """All checks. Changes nothing; asks each teacher for its list of models."""
     checks: list[Callable[[AdminSettings], Iterator[Check]]] = [
-        _python, _packages, _database, _ports, _teacher, _base_model, _disk, _memory, _notices,
+        _python, _packages, _database, _ports, _teachers, _base_model, _disk, _memory, _notices,
     ]  # fmt: skip
     return [line for check in checks for line in check(settings)]
 
@@ -116,25 +118,43 @@ def _ports(settings: AdminSettings) -> Iterator[Check]:
             yield Check(name=name, mark=Mark.FAILED, says=says)
 
 
-def _teacher(settings: AdminSettings) -> Iterator[Check]:
-    url = f"{settings.teacher_url.rstrip('/')}/models"
-    key = settings.teacher_key.get_secret_value() if settings.teacher_key else None
+def _teachers(settings: AdminSettings) -> Iterator[Check]:
     try:
-        status = httpx.get(url, headers={"authorization": f"Bearer {key}"} if key else {}, timeout=TEACHER_SECONDS).status_code
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        says = f"{url} does not answer ({type(error).__name__}): check the network, a proxy or firewall, and STILLROOM_TEACHER_URL"
-        yield Check(name="teacher", mark=Mark.FAILED, says=says)
+        listed = teachers.read(settings)
+    except BadTeachers as error:
+        yield Check(name="teachers", mark=Mark.FAILED, says=str(error))
         return
+    if settings.teacher_key is not None and all(entry.name != teachers.ENVIRONMENT for entry in listed.entries):
+        says = f"STILLROOM_TEACHER_KEY is sent nowhere: it belongs to STILLROOM_TEACHER_URL; {listed.path} leaves that nothing"
+        yield Check(name="teachers", mark=Mark.NOTE, says=says)
+    for entry in listed.entries:
+        yield _teacher(listed, entry)
+
+
+def _teacher(listed: Teacherlist, entry: Entry) -> Check:
+    """One teacher, asked for its list of models."""
+    of_environment = entry.name == teachers.ENVIRONMENT
+    name = "teacher" if of_environment else f"teacher: {entry.name}"
+    url_setting = "STILLROOM_TEACHER_URL" if of_environment else f"its url in {listed.path}"
+    url = entry.address("/models")
+    try:
+        key = listed.key(entry)
+        headers = dict([entry.credential(key)]) if key else {}
+        status = httpx.get(url, headers={**entry.headers, **headers}, timeout=TEACHER_SECONDS).status_code
+    except BadTeachers as error:
+        return Check(name=name, mark=Mark.FAILED, says=str(error))
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        says = f"{url} does not answer ({type(error).__name__}): check the network, a proxy or firewall, and {url_setting}"
+        return Check(name=name, mark=Mark.FAILED, says=says)
     if status in (401, 403) and key:
-        yield Check(name="teacher", mark=Mark.FAILED, says=f"{url} refuses STILLROOM_TEACHER_KEY ({status}): set a valid key")
-    elif status in (401, 403):
-        yield Check(name="teacher", mark=Mark.OK, says=f"{url} answers and wants a key: each client's own is passed on")
-    elif status < 400:
-        yield Check(name="teacher", mark=Mark.OK, says=f"{url} answers")
-    else:
-        yield Check(
-            name="teacher", mark=Mark.WARNING, says=f"{url} answers {status}: is STILLROOM_TEACHER_URL right, with its /v1?"
-        )
+        key_setting = "STILLROOM_TEACHER_KEY" if of_environment else entry.key_env or f"the key in {entry.key_file}"
+        return Check(name=name, mark=Mark.FAILED, says=f"{url} refuses {key_setting} ({status}): set a valid key")
+    if status in (401, 403):
+        return Check(name=name, mark=Mark.OK, says=f"{url} answers and wants a key: each client's own is passed on")
+    if status < 400:
+        return Check(name=name, mark=Mark.OK, says=f"{url} answers")
+    end = "" if entry.format == Format.AZURE_DEPLOYMENTS else ", with its /v1"
+    return Check(name=name, mark=Mark.WARNING, says=f"{url} answers {status}: is {url_setting} right{end}?")
 
 
 def _base_model(_: AdminSettings) -> Iterator[Check]:

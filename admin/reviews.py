@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
 from admin.problems import Invalid, NotFound
+from store.chat import as_chat
 from store.states import ReviewKind
 from store.tables import Capture, Message, Pair, Review
 
@@ -51,7 +52,8 @@ def reject(session: Session, target: str, *, by: str, note: str = "") -> Review:
 def correct(session: Session, target: str, answer: str | Message, *, by: str, note: str = "") -> Review:
     """The answer should have been `answer`: text, or an assistant message. Raises Invalid if no student could learn it."""
     capture = find(session, target)
-    return _add(session, capture, ReviewKind.CORRECT, by, note, correction=usable(answer, _json_object(capture.request)))
+    request = as_chat(capture.endpoint, _json_object(capture.request))
+    return _add(session, capture, ReviewKind.CORRECT, by, note, correction=usable(answer, request))
 
 
 def tag(session: Session, target: str, tags: Sequence[str], *, by: str, note: str = "") -> Review:

@@ -1,5 +1,7 @@
 """How the admin room is wired, and what it says of the rooms beside it."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from store.settings import StoreSettings
@@ -16,3 +18,4 @@ class AdminSettings(StoreSettings):
     proxy_port: int = Field(8080, ge=0, le=65535, description="Port the proxy listens on.")
     teacher_url: str = Field("https://api.openai.com/v1", description="Base URL of the teacher's API.")
     teacher_key: SecretStr | None = Field(None, description="The operator's key, used instead of the clients' own.")
+    teachers: Path | None = Field(None, description="TOML file of several teachers, by model.")

@@ -5,7 +5,7 @@ Items are stored some at a time as they are answered: what is killed loses the q
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,20 @@ from distill.datasets import Damaged, Row, check_whole, read
 from distill.gate import Counts
 from distill.settings import DistillSettings
 from serving.vllm import StudentError, StudentRefused, StudentServer, StudentSlow
-from store import answers, prompts
+from store import answers, prompts, teachers
+from store.chat import CHAT, RESPONSES, as_chat
 from store.columns import now
 from store.session import Database
 from store.states import EvaluationStatus
 from store.tables import Adapter, Capture, Dataset, Evaluation, EvaluationItem, Message, Pair
+from store.teachers import BadTeachers, NoDeployment, Teacherlist
 
 log = logging.getLogger("stillroom.distill")
 ANSWERED = {"stop", "tool_calls"}
 SAVE_EVERY = 8
 MAX_ATTEMPTS = 8  # in a row that break off with nothing answered
 PROBE_SECONDS = 60.0
+_UNASKED = {"stream", "stream_options", "metadata", "store", "user"}
 
 
 class EvaluationFailed(Exception):
@@ -42,21 +45,24 @@ class Question:
     """One holdout row as it is put to student and teacher."""
 
     row: Row
-    request: dict[str, Any]  #: the client's body
+    request: dict[str, Any]  #: the client's body, less what does not bear on the answer
+    endpoint: str = CHAT  #: to which the client sent it
+
+    @property
+    def way(self) -> tuple[str, str | None]:
+        """What decides how the teacher is asked: endpoint and model."""
+        model = self.request.get("model")
+        return self.endpoint, model if isinstance(model, str) else None
 
 
 class Teacher:
-    """The teacher asked again with the operator's key: t1 and t2. Silent for good after one refusal: half a noise floor is none."""
+    """The teachers asked again with the operator's keys: t1, t2. Silent for good after one refusal: half a noise floor is none."""
 
-    def __init__(self, settings: DistillSettings, questions: int) -> None:
-        key = settings.teacher_key.get_secret_value() if settings.teacher_key else ""
-        self.asks = bool(key) and settings.reask and questions <= settings.reask_budget
-        self.client = httpx.Client(
-            base_url=settings.teacher_url.rstrip("/") + "/",
-            timeout=120,
-            headers={"authorization": f"Bearer {key}"},
-            transport=httpx.HTTPTransport(retries=2),
-        )
+    def __init__(self, settings: DistillSettings, questions: Sequence[Question], times: int) -> None:
+        """Each of the questions has a teacher with an operator's key, or nothing is asked; `times` it will be in all."""
+        self.asks = settings.reask and times <= settings.reask_budget
+        self.client = httpx.Client(timeout=120, transport=httpx.HTTPTransport(retries=2))
+        self._ways = self._find(settings, {question.way for question in questions}) if self.asks else {}
 
     def __enter__(self) -> "Teacher":
         return self
@@ -64,26 +70,46 @@ class Teacher:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def answer_twice(self, request: dict[str, Any]) -> list[Message]:
+    def answer_twice(self, question: Question) -> list[Message]:
         """[t1, t2], or [] if the teacher is not to be asked, or cannot be."""
         try:
-            return [self._answer(request) for _ in range(2)] if self.asks else []
-        except (httpx.HTTPError, ValueError) as error:
+            return [self._answer(question) for _ in range(2)] if self.asks else []
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             self.asks = False
             log.warning("the teacher cannot be asked again, so its own noise stays unknown: %s", error)
             return []
 
-    def _answer(self, request: dict[str, Any]) -> Message:
+    def _answer(self, question: Question) -> Message:
+        way = self._ways[question.way]
         for wait in (1, 2, 4, None):
-            response = self.client.post("chat/completions", json=request)
+            response = self.client.post(way.url, json=question.request, headers=way.headers)
             if wait is None or (response.status_code not in {408, 409, 429} and response.status_code < 500):
                 break
             time.sleep(wait)
         response.raise_for_status()
-        answer = answers.read_json(response.content)
+        answer = answers.read_json(response.content, question.endpoint)
         if answer.error:
             raise ValueError(answer.error)
         return answer.message
+
+    def _find(self, settings: DistillSettings, wanted: set[tuple[str, str | None]]) -> "dict[tuple[str, str | None], _Way]":
+        """How each endpoint's and model's teacher is asked; {} and silence if one cannot be."""
+        try:
+            listed = teachers.read(settings)
+            ways = {(endpoint, model): _way(listed, endpoint, model) for endpoint, model in wanted}
+        except (BadTeachers, NoDeployment) as error:
+            log.warning("the teacher cannot be asked again, so its own noise stays unknown: %s", error)
+            self.asks = False
+            return {}
+        found = {asked: way for asked, way in ways.items() if way is not None}
+        self.asks = len(found) == len(ways)
+        return found
+
+
+@dataclass(frozen=True)
+class _Way:
+    url: str
+    headers: dict[str, str]
 
 
 def open_evaluation(session: Session, adapter: Adapter, dataset: Dataset) -> Evaluation:
@@ -119,17 +145,17 @@ def run(
     kind = agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
     with db.read() as session:
         done = set(session.exec(select(EvaluationItem.pair_id).where(EvaluationItem.evaluation_id == evaluation.id)))
-        questions = [Question(row, _request(session, row)) for row in rows if row.pair_id not in done]
+        questions = [_question(session, row) for row in rows if row.pair_id not in done]
     longest = max((len(answers.text_of(row.completion)) for row in rows), default=0)
     with (
         StudentServer(engine, timeout=settings.eval_timeout) as student,
-        Teacher(settings, questions=2 * len(rows)) as teacher,
+        Teacher(settings, questions, times=2 * len(rows)) as teacher,
         ThreadPoolExecutor(settings.eval_concurrency) as beside,
         ThreadPoolExecutor(settings.eval_concurrency) as pool,
     ):
 
         def ask(question: Question) -> EvaluationItem:
-            again = beside.submit(teacher.answer_twice, question.request)  # at the same time: the student must not wait for it
+            again = beside.submit(teacher.answer_twice, question)  # at the same time: the student must not wait for it
             s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest, context)
             return item(evaluation.id, kind, question.row, s, again.result(), latency, error)
 
@@ -203,19 +229,29 @@ def count(session: Session, evaluation: Evaluation) -> Counts:
     )
 
 
-def _request(session: Session, row: Row) -> dict[str, Any]:
-    body = session.exec(
-        select(Capture.request).join(Pair, col(Pair.capture_id) == col(Capture.id)).where(Pair.id == row.pair_id)
+def _way(listed: Teacherlist, endpoint: str, model: str | None) -> _Way | None:
+    """None without a teacher, or where it has no key of the operator's. Raises BadTeachers, NoDeployment."""
+    entry = listed.of(model)
+    key = None if entry is None else listed.key(entry)
+    if entry is None or key is None:
+        return None
+    return _Way(entry.address(endpoint.removeprefix("/v1"), model), {**entry.headers, **dict([entry.credential(key)])})
+
+
+def _question(session: Session, row: Row) -> Question:
+    body, endpoint = session.exec(
+        select(Capture.request, Capture.endpoint).join(Pair, col(Pair.capture_id) == col(Capture.id)).where(Pair.id == row.pair_id)
     ).one()
-    request: dict[str, Any] = orjson.loads(body)
-    return {key: value for key, value in request.items() if key not in {"stream", "stream_options", "metadata", "store", "user"}}
+    request = {key: value for key, value in orjson.loads(body).items() if key not in _UNASKED}
+    # The teacher keeps what is answered here unless it is told not to.
+    return Question(row, {**request, "store": False} if endpoint == RESPONSES else request, endpoint)
 
 
 def _ask_student(
     student: StudentServer, question: Question, adapter_id: str, longest: int, context: int | None
 ) -> tuple[Message | None, float | None, str | None]:
     """(answer, milliseconds, error): the answer is None when serving would not have given it to a client."""
-    request = question.request
+    request = as_chat(question.endpoint, question.request)
     if request.get("max_tokens") is None and request.get("max_completion_tokens") is None:
         request = {**request, "max_tokens": longest + 16}  # a token is at least one character of the longest answer ever seen
     begun = time.monotonic()

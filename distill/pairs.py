@@ -9,12 +9,11 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from store import answers
+from store import answers, chat
 from store.policy import Policy
 from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
 from store.tables import Capture, Message, Pair, Review
 
-ENDPOINT = "/v1/chat/completions"
 FINISHED = {"stop", "tool_calls", "function_call"}
 
 
@@ -48,7 +47,7 @@ def judge(capture: Capture, policy: Policy, correction: Message | None = None) -
     """The capture's pair, READY with its split, or EXCLUDED with its reason. Reads only the capture, or a person's correction."""
     pair = Pair(task_id=capture.task_id, capture_id=capture.id, status=PairStatus.EXCLUDED)
     try:
-        request = _request(capture.request)
+        request = _request(capture.request, capture.endpoint)
         pair.messages, pair.tools = [_plain(m) for m in request["messages"]], request.get("tools") or None
         pair.response_format = request.get("response_format") or None
         pair.completion = _fit(correction) if correction else _completion(capture)
@@ -76,11 +75,16 @@ def split(conversation: str, holdout: float) -> Split:
     return Split.HOLDOUT if int(conversation[:8], 16) / 2**32 < holdout else Split.TRAIN
 
 
-def _request(body: bytes) -> dict[str, Any]:
+def _request(body: bytes, endpoint: str) -> dict[str, Any]:
+    """The request as chat has it, whatever the endpoint: a pair is a chat pair."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Unfit("the request is no JSON") from error
+    if isinstance(request, dict):
+        if field := chat.hidden(endpoint, request):
+            raise Unfit(f"its {field} cannot be shown to a student")
+        request = chat.as_chat(endpoint, request)
     messages = request.get("messages") if isinstance(request, dict) else None
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise Unfit("the request has no messages")
@@ -108,7 +112,7 @@ def _completion(capture: Capture) -> Message:
         raise Unfit("it is not a whole answer of the teacher")
     if capture.http_status != 200:
         raise Unfit(f"the teacher answered {capture.http_status}")
-    answer = answers.read(capture.response, stream=capture.stream)
+    answer = answers.read(capture.response, stream=capture.stream, endpoint=capture.endpoint)
     if answer.error:
         raise Unfit("the answer is an error")
     if not answer.ended:
@@ -193,7 +197,7 @@ def _unseen(task_id: str) -> SelectOfScalar[Capture]:
     seen = sa.exists().where(col(Pair.capture_id) == col(Capture.id))
     return (
         select(Capture)
-        .where(Capture.task_id == task_id, Capture.served_by == Server.TEACHER, Capture.endpoint == ENDPOINT)
+        .where(Capture.task_id == task_id, Capture.served_by == Server.TEACHER, col(Capture.endpoint).in_(chat.ENDPOINTS))
         .where(Capture.status == CaptureStatus.COMPLETE, ~seen)
         .order_by(col(Capture.id))
     )
@@ -215,7 +219,7 @@ def _corrected(task_id: str) -> SelectOfScalar[Capture]:
     corrected = select(Review.capture_id).where(Review.kind == ReviewKind.CORRECT, last, ~settled)
     return (
         select(Capture)
-        .where(Capture.task_id == task_id, Capture.endpoint == ENDPOINT, col(Capture.id).in_(corrected))
+        .where(Capture.task_id == task_id, col(Capture.endpoint).in_(chat.ENDPOINTS), col(Capture.id).in_(corrected))
         .order_by(col(Capture.id))
     )
 

@@ -13,6 +13,7 @@ class DistillSettings(StoreSettings):
     recipe: Path | None = Field(None, description="Recipe TOML of the trainings. Default: the one that comes with stillroom.")
     teacher_url: str = Field("https://api.openai.com/v1", description="Base URL of the teacher's API.")
     teacher_key: SecretStr | None = Field(None, description="The operator's key: with it the gate can ask the teacher again.")
+    teachers: Path | None = Field(None, description="TOML file of several teachers, by model.")
     reask: bool = Field(
         True, description="Ask the teacher twice again on the gate's rows when there is a key: its own noise floor."
     )

@@ -1,53 +1,111 @@
-"""`python -m proxy`: serves until SIGTERM, then lets what is open end and stores what is in the spool."""
+"""`python -m proxy`: binds the port, keeps its workers alive, and drains what they capture into the database. Until SIGTERM."""
 
+import argparse
 import logging
+import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
 
-import uvicorn
-
-from proxy.app import Proxy
 from proxy.base import Base
+from proxy.drainer import Drainer
 from proxy.settings import ProxySettings
+from proxy.worker import DRAIN_SECONDS, configure_logging
+from store import teachers
+from store.session import Database
 from store.settings import load
 
-DRAIN_SECONDS = 30
-KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they are the ones to close them
+log = logging.getLogger("stillroom.proxy")
+
+GRACE = DRAIN_SECONDS + 4.0  # seconds for workers to end
+FLUSH_SECONDS = 10.0  # for the spool to go into the database then
+NICE = 19  # the drainer's priority: requests come first
+_QUICK = 1.0  # seconds: a worker that ends sooner is started again only after as long
 
 
-def make_server(settings: ProxySettings) -> uvicorn.Server:
-    """The server as it runs in production. Raises OSError if the spool cannot be made."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            Proxy(settings),
-            host=settings.proxy_host,
-            port=settings.proxy_port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,  # nobody asks for the client's address
-            server_header=False,
-            date_header=False,
-            backlog=2048,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-    )
+class Workers:
+    """The processes that serve: each is started again when it ends, and all end with this process, however it ends."""
+
+    def __init__(self, number: int, listening: socket.socket) -> None:
+        self._listening = listening
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._started: dict[int, float] = {}
+        for _ in range(number):
+            self._start()
+
+    def check(self) -> None:
+        """Start those again that have ended."""
+        for child in [*self._running]:
+            if child.poll() is None:
+                continue
+            if time.monotonic() - self._started[child.pid] < _QUICK:
+                continue
+            self._running.remove(child)
+            log.error("worker %d ended with exit code %d and is started again", child.pid, child.returncode)
+            self._start()
+
+    def stop(self) -> None:
+        """Let them answer what is open; after GRACE seconds they are killed."""
+        self._listening.close()
+        for child in self._running:
+            child.terminate()
+        deadline = time.monotonic() + GRACE
+        for child in self._running:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("worker %d did not end in time and is killed", child.pid)
+                child.kill()
+                child.wait()
+
+    def _start(self) -> None:
+        fd = self._listening.fileno()
+        # its own session: Ctrl-C on a terminal is this process's to pass on
+        command = [sys.executable, "-P", "-m", "proxy.worker", str(fd), str(os.getpid())]
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[fd], start_new_session=True)
+        self._running.append(child)
+        self._started[child.pid] = time.monotonic()
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(prog="python -m proxy", description=__doc__)
+    parser.add_argument("--workers", type=int, help="worker processes; default: STILLROOM_WORKERS, or 1")
+    options = parser.parse_args()
+    configure_logging()
     settings = load(ProxySettings)
-    # The server raises the signal again once it is down: that is a clean end.
+    try:
+        listed = teachers.read(settings)
+        for entry in listed.entries:
+            listed.key(entry)
+    except teachers.BadTeachers as error:
+        sys.exit(f"Error: {error}")
+    halt = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    logging.getLogger("stillroom.proxy").info("teacher: %s, home: %s", Base(settings.teacher_url), settings.home_path)
-    make_server(settings).run()
+        signal.signal(number, lambda *_: halt.set())
+    listening = _bind(settings.proxy_host, settings.proxy_port)
+    host, port = listening.getsockname()[:2]
+    db = Database(settings.url)
+    drainer = Drainer(db, settings.home_path / "spool", nice=NICE)
+    workers = Workers(options.workers or settings.workers, listening)
+    drainer.start()
+    log.info("teachers: %s, home: %s", ", ".join(str(Base(entry.url)) for entry in listed.entries), settings.home_path)
+    log.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    while not halt.wait(0.5):
+        workers.check()
+    workers.stop()
+    drainer.stop(FLUSH_SECONDS)
+    db.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        sys.exit(f"Error: cannot listen on {host}:{port}: {error.strerror} (STILLROOM_PROXY_HOST, STILLROOM_PROXY_PORT).")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ class Base:
         self.path = self.url.raw_path.rstrip(b"/")
         self.host = self.url.netloc
         tls = self.url.scheme == "https"
+        self.name = self.host.decode()  #: what a message may show: no path, no user, no password
         self.origin = (self.url.host, self.url.port or (443 if tls else 80), tls)
 
     def __str__(self) -> str:
-        return self.host.decode()  # what a message may show: no path, no user, no password
+        return self.name

@@ -3,107 +3,162 @@
 import re
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
 from proxy import encoding
 from proxy.headers import Headers, first, streams
-from proxy.spool import NotKept, Spool
+from proxy.spool import NotKept, Spool, Then, Waiting
 from store import ids
 from store.states import CaptureStatus, Server
 
-_DONE = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]")  # JSON has no bare line feed: no answer's text can look like this
-_TAIL = 64  # bytes of what came before, in which [DONE] may have begun
+# The last event of a stream. JSON has no bare line feed: no answer's text can look like these.
+_LAST = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]|[\r\n]event:[ \t]*response\.(?:completed|failed|incomplete)[ \t]*[\r\n]")
+_MARKS = (b"[DONE]", b"event:")  # one of them is in every text that _LAST fits
+_BLANK = re.compile(rb"\r?\n\r?\n|\r\r")  # ends an event
+_TAIL = 64  # bytes of what came before, in which the last event may have begun
 _LOOK = 16_000_000  # decoded bytes of an encoded stream in which it is looked for
+
+
+class Next(Enum):
+    """What is to be done with a part of an answer."""
+
+    SEND = "send"  #: it may go to the client
+    HOLD = "hold"  #: a stream's last event has begun in it, and is not whole
+    END = "end"  #: that event is whole: `end` before anything held is sent
 
 
 class Capture:
     """What is told of one exchange. Without a spool, or where the spool is full, nothing is kept and nothing fails."""
 
-    def __init__(self, spool: Spool | None, max_answer: int) -> None:
+    def __init__(
+        self, spool: Spool | None, max_answer: int, count: Callable[["Capture"], None] | None = None, *, strict: bool = False
+    ) -> None:
+        """`count` is called once, when it ends. `strict`: what is not kept must not be acknowledged: `then` of `begin` and `end` is
+        told so.
+        """
         self.id = ids.new("cap")
         self.served_by = Server.TEACHER
         self.adapter_id: str | None = None
+        self.teacher: str | None = None
         self.fallback: str | None = None
         self.secrets: Sequence[bytes] | None = None  #: the request's keys, longest first, where the answer may quote one
+        self.status = 0  #: of the answer, as HTTP says it
+        self.first_byte: float | None = None  #: seconds after the beginning
+        self.seconds: float | None = None  #: from the beginning to the end
+        self._count = count
         self._spool = spool
-        self._open = False  # begun and not ended
+        self._strict = strict
+        self._open = spool is not None  # begun, or about to be, and not ended
         self._max_answer = max_answer
         self._started = time.perf_counter()
-        self._first_byte: float | None = None
-        self._http: dict[str, Any] = {}
+        self._encoding: str | None = None
+        self._stream: bool | None = None
         self._parts: list[bytes] = []
         self._size = 0
-        self._tail = b"\n"
+        self._text = b"\n"  # decoded: the end of what came, or all since the last event began
+        self._last = False  # it has begun
         self._decoder: encoding.Decoder | None = None
 
-    def begin(self, endpoint: str, body: bytes, *, task: str | None, retry_count: int) -> None:
-        """The request has been accepted. `task` is its explicit name."""
-        meta = {"kind": "begin", "id": self.id, "at": time.time(), "endpoint": endpoint, "task": task, "retry_count": retry_count}
+    def begin(self, endpoint: str, body: bytes, then: Then, **meta: Any) -> None:
+        """The request has been accepted; `meta` is what else is known of it."""
         if self._spool is None:
+            then(None)
             return
-        try:
-            self._spool.append(meta, body)
-            self._open = True
-        except NotKept as why:
-            self._spool.not_kept(why)
+        record = {"kind": "begin", "id": self.id, "at": time.time(), "endpoint": endpoint, **meta}
+        self._spool.append(record, body, lambda error: self._has_begun(error, then))
 
     def answered(self, status: int, headers: Headers) -> None:
         """The answer's head, as it goes to the client."""
-        encoded = first(headers, b"content-encoding")
-        self._http = {"http_status": status, "stream": streams(headers), "encoding": encoded}
-        self._decoder = encoding.Decoder(_LOOK) if encoding.known(encoded) else None
+        self.status = status
+        self._stream = streams(headers)
+        self._encoding = first(headers, b"content-encoding")
+        if self._encoding is not None and encoding.known(self._encoding):
+            self._decoder = encoding.Decoder(_LOOK)
 
-    def add(self, chunk: bytes) -> bool:
-        """A part of the answer's body. True if it holds a stream's last event: `end` before sending it."""
-        if self._first_byte is None:
-            self._first_byte = time.perf_counter()
+    def add(self, chunk: bytes) -> Next:
+        """A part of the answer's body."""
+        if self.first_byte is None:
+            self.first_byte = time.perf_counter() - self._started
         self._size += len(chunk)
         if not self._open or self._size > self._max_answer:
-            return False
+            return Next.SEND
         self._parts.append(chunk)
-        return bool(self._http.get("stream")) and self._ends(chunk)
+        return self._look(chunk) if self._stream else Next.SEND
 
-    def end(self, status: CaptureStatus, error: str | None = None) -> None:
-        """How it ended; only the first call counts. When it returns the exchange survives kill -9."""
+    def end(self, status: CaptureStatus, error: str | None = None, then: Then | None = None) -> None:
+        """How it ended; only the first call counts. When `then` is called the exchange is durable, or is not kept."""
+        then = then or _ignore
+        if self.seconds is None:
+            self.seconds = time.perf_counter() - self._started
+            if self._count is not None:
+                self._count(self)
         if not self._open or self._spool is None:
+            then(None)
             return
         self._open = False
         if self._size > self._max_answer:
             status, error = CaptureStatus.INCOMPLETE, f"the answer is larger than {self._max_answer:,} bytes and was not kept"
             self._parts = []
-        body = b"".join(self._parts)
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
         if self.secrets is not None:
             body = self._masked(body, self.secrets)
         meta = {
             "kind": "end", "id": self.id, "status": status, "error": error, "served_by": self.served_by,
-            "adapter_id": self.adapter_id, "fallback": self.fallback, "first_byte_ms": self._milliseconds(self._first_byte),
-            "duration_ms": self._milliseconds(time.perf_counter()), **self._http,
+            "adapter_id": self.adapter_id, "teacher": self.teacher, "fallback": self.fallback,
+            "first_byte_ms": None if self.first_byte is None else round(self.first_byte * 1000, 3),
+            "duration_ms": round(self.seconds * 1000, 3),
         }  # fmt: skip
-        try:
-            self._spool.append(meta, body, reserve=True)
-        except NotKept as why:
-            self._spool.not_kept(why)
-            self._spool.abandon(self.id)
-        self._parts = []
+        if self.status:
+            meta |= {"http_status": self.status, "stream": self._stream, "encoding": self._encoding}
+        self._spool.append(meta, body, lambda error: self._has_ended(error, then), reserve=True)
 
-    def _ends(self, chunk: bytes) -> bool:
+    async def ended(self, status: CaptureStatus, error: str | None = None) -> None:
+        """As `end`, and wait until it is durable. Raises NotKept if it is strict."""
+        if self._open:
+            waiting = Waiting()
+            self.end(status, error, waiting.then)
+            await waiting
+
+    def _has_begun(self, error: NotKept | None, then: Then) -> None:
+        if error is not None and self._spool is not None:
+            self._open = False
+            if not self._strict:
+                self._spool.not_kept(error)
+        then(error if self._strict else None)
+
+    def _has_ended(self, error: NotKept | None, then: Then) -> None:
+        if error is not None and self._spool is not None:
+            self._spool.not_kept(error)
+            self._spool.abandon(self.id)
+        then(error if self._strict else None)
+
+    def _look(self, chunk: bytes) -> Next:
         if self._decoder is not None:
             try:
                 chunk = self._decoder.feed(chunk)
             except zlib.error:  # what it really is the client will see
                 chunk = b""
-        window = self._tail + chunk
-        self._tail = window[-_TAIL:]
-        return _DONE.search(window) is not None
+        text = self._text + chunk
+        if not self._last:
+            found = _LAST.search(text) if any(mark in text for mark in _MARKS) else None
+            if found is None:
+                self._text = text[-_TAIL:]
+                return Next.SEND
+            self._last, text = True, text[found.start() + 1 :]
+        self._text = text
+        return Next.END if _BLANK.search(text) else Next.HOLD
 
     def _masked(self, body: bytes, secrets: Sequence[bytes]) -> bytes:
         """The body without the request's keys; nothing at all if it cannot be read."""
-        plain, unread = encoding.decode(body, self._http["encoding"])
-        self._http["encoding"] = None
+        plain, unread = encoding.decode(body, self._encoding)
+        self._encoding = None
         for secret in secrets:
             plain = plain.replace(secret, b"***")
         return b"" if unread else plain
 
-    def _milliseconds(self, at: float | None) -> float | None:
-        return None if at is None else round((at - self._started) * 1000, 3)
+
+def _ignore(_error: NotKept | None) -> None:
+    """Nobody waits for it."""

@@ -1,115 +1,309 @@
-"""The client's end of one exchange: its body in, our answer out, and whether it is still there."""
+"""The client's end of one exchange: its request in, our answer out, and whether it is still there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+import http
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
 
 from proxy.errors import Refusal
-from proxy.headers import Headers, first
+from proxy.headers import Headers
+from proxy.spool import NotKept
 from store import ids
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+HIGH_WATER = 256 * 1024  # bytes of a request's body that wait before the client is no longer read
+_BODILESS = {101, 204, 304}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Gone(Exception):
     """The client closed its connection before its request was whole."""
 
 
-class Client:
-    """An ASGI scope, receive and send, for the task that handles the request."""
+class Connection(Protocol):
+    """What an exchange needs of the connection it came in on: `proxy.server`."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.raw_path: bytes = scope["raw_path"]
-        self.query: bytes = scope["query_string"]
-        self.headers: Headers = scope["headers"]
-        self.id = ids.new("req")  #: what x-stillroom-id says
+    transport: Any
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def done(self, client: "Client") -> None:
+        """The answer is whole, and the next exchange can begin."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the client reads slower than we send."""
+
+    async def writable(self) -> None:
+        """Wait while it does."""
+
+
+class Client:
+    """One request on a connection. Its methods are for the task that handles the request; what the connection tells stands last."""
+
+    # uvicorn keeps the last request of a connection as its "cycle" and looks at these.
+    response_complete = False
+    disconnected = False
+
+    def __init__(
+        self,
+        connection: Connection,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        headers: Headers,
+        *,
+        keep_alive: bool,
+        expects: bool,
+        old: bool,
+    ) -> None:
+        """`expects`: the client waits for a 100. `old`: it speaks HTTP/1.0."""
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.headers = headers
+        self.keep_alive = keep_alive
         self.gone = False
         self.started = False
-        self._receive = receive
-        self._send = send
-        self._watcher: asyncio.Task[None] | None = None
+        self.finishing = False  #: the last part is ready, and waits for the capture
+        self.message_event = self  # of uvicorn's cycle: `set` does nothing here
+        self._connection = connection
+        self._transport = connection.transport
+        self._expects = expects
+        self._old = old
+        self._id = ""
+        self._named: dict[bytes, bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._leave: Callable[[], None] | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._whole = False
+        self._gathers = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._head = b""
+        self._chunked = False
+        self._until_close = False
+
+    @property
+    def id(self) -> str:
+        """What x-stillroom-id says."""
+        self._id = self._id or ids.new("req")
+        return self._id
+
+    @id.setter
+    def id(self, id: str) -> None:
+        self._id = id
 
     def header(self, name: bytes) -> str | None:
         """A request header's first value; None if it is absent."""
-        return first(self.headers, name)
+        if self._named is None:
+            self._named = dict(reversed(self.headers))
+        value = self._named.get(name)
+        return None if value is None else value.decode("latin-1").strip()
 
     async def body(self, limit: int) -> bytes:
         """The whole request body. Raises Refusal above `limit` bytes, Gone."""
         announced = self.header(b"content-length")
         if announced is not None and int(announced) > limit:
-            raise _too_large(limit)
-        parts, size = [], 0
-        async for part in self._parts():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-        return b"".join(parts)
+            raise too_large(limit)
+        self._gathers = True
+        while not self._whole:
+            await self._more()
+            if self._size > limit:
+                break
+        if self._size > limit:
+            self._parts = []
+            raise too_large(limit)
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The request body as it comes in; watches from its end on. Raises Gone."""
-        async for part in self._parts():
-            yield part
+        while True:
+            parts, self._parts = self._parts, []
+            self._size -= sum(map(len, parts))
+            for part in parts:
+                yield part
+            if self._whole and not self._parts:
+                break
+            if not self._parts:
+                await self._more()
         self.watch()
 
-    def watch(self) -> None:
-        """From now on the current task is cancelled, and `gone` is true, as soon as the client has closed its connection.
+    def peek(self) -> bytes | None:
+        """The whole body, if it is here already; else None."""
+        if not self._whole:
+            return None
+        if len(self._parts) != 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
 
-        The server does not tell on sending, and nothing else tells while the upstream is silent.
+    def watch(self, leave: Callable[[], None] | None = None) -> None:
+        """From now on `leave` is called (without one: the task that handles the request is cancelled), and `gone` is true, as soon
+        as the client has closed its connection.
         """
-        if self._watcher is None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._watcher = asyncio.create_task(self._watch(task))
+        self._leave = leave or self.cancel
+        if self.gone:
+            self._leave()
 
-    def unwatch(self) -> None:
-        """The answer is whole: what the client does now is its own business."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the answer's head."""
+    def start(self, status: int, headers: Headers, *, hold: bool = False) -> None:
+        """Send the answer's head; with `hold` together with the first part of its body. It frames the body by what it says."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        parts = [status_line(status)]
+        framed = status in _BODILESS or self.method == "HEAD"
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            framed = framed or name == b"content-length"
+        if not framed:
+            self._chunked, self._until_close = not self._old, self._old
+            parts.append(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+        if self._until_close or not self.keep_alive:
+            self.keep_alive = False
+            parts.append(b"connection: close\r\n")
+        elif self._old:
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        self._head = b"".join(parts)
+        if not hold:
+            self._write(b"")
 
     async def send(self, chunk: bytes) -> None:
         """Send a part of the answer's body; waits while the client reads slower than we send."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if not self.gone:
+            self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+            await self._connection.writable()
 
-    async def finish(self, chunk: bytes = b"") -> None:
+    def push(self, chunk: bytes) -> bool:
+        """As `send`, if nothing has to be waited for; else False, and nothing is sent."""
+        if self.gone or self._connection.full:
+            return False
+        self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        return True
+
+    def finish(self, chunk: bytes = b"") -> None:
         """Send the last part. An answer that is never finished breaks the client's connection, as it must."""
-        self.unwatch()
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+        self._leave = None
+        if self.gone or self.response_complete:
+            return
+        if self._chunked:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk) if chunk else b"0\r\n\r\n")
+        else:
+            self._write(chunk)
+        self.response_complete = True
+        if not self.keep_alive:
+            self._transport.close()
+        self._connection.done(self)
 
-    async def refuse(self, refusal: Refusal, added: Headers) -> None:
+    def refuse(self, refusal: Refusal, added: Headers) -> None:
         """Send an error of our own."""
+        if self.started:
+            self.cut()
+            return
         body = refusal.body
-        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await self.start(refusal.status, [*head, *added])
-        await self.finish(body)
+        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *getattr(refusal, "headers", [])]
+        self.start(refusal.status, [*head, *added], hold=True)
+        self.finish(b"" if self.method == "HEAD" else body)
 
-    async def _parts(self) -> AsyncIterator[bytes]:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                raise Gone
-            more = message.get("more_body", False)
-            if message.get("body"):
-                yield message["body"]
+    def cut(self) -> None:
+        """Break the connection off, such that the client does not take what it has for all there is."""
+        self._transport.abort() if self._until_close else self._transport.close()
 
-    async def _watch(self, task: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass  # what is left of a body that the upstream did not wait for
-        self.gone = True
-        task.cancel()
+    def acknowledge(self, chunk: bytes, added: Headers) -> Callable[[NotKept | None], None]:
+        """What to do when the capture is durable: send the last part, or refuse where it is not kept and has to be."""
+        self.finishing = True
+
+        def then(error: NotKept | None) -> None:
+            if error is None:
+                self.finish(chunk)
+            else:
+                self._head, self.started = b"", self.started and not self._head
+                self.refuse(not_kept(error), added)
+
+        return then
+
+    # What the connection tells.
+
+    def handled_by(self, task: "asyncio.Task[None]") -> None:
+        """A task handles it from now on."""
+        self._task, self._leave = task, None
+
+    def feed(self, part: bytes) -> None:
+        """A part of the body has come."""
+        if self.response_complete:
+            return  # what is left of a body that nobody waits for
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > HIGH_WATER and not self._gathers:
+            self._connection.pause_reading()
+        self._wake()
+
+    def fed(self) -> None:
+        """The body is whole."""
+        self._whole = True
+        self._wake()
+
+    def lost(self) -> None:
+        """The connection is lost."""
+        self.gone = self.disconnected = True
+        self._wake()
+        if self._leave is not None:
+            self._leave()
+
+    def leave(self) -> None:
+        """The server stops."""
+        if self._leave is not None:
+            self._leave()
+        else:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the task that handles it."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def set(self) -> None:
+        """See `message_event`."""
+
+    async def _more(self) -> None:
+        """Wait for more of the body, or for its end."""
+        if self.gone:
+            raise Gone
+        if self._expects:
+            self._expects = False
+            self._transport.write(_CONTINUE)
+        self._connection.resume_reading()
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+        if self.gone and not self._whole:
+            raise Gone
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self._transport.write(data)
 
 
-def _too_large(limit: int) -> Refusal:
+def not_kept(why: NotKept) -> Refusal:
+    """What a client is told where the policy is to answer nothing that cannot be captured."""
+    message = f"Nothing can be captured now, and STILLROOM_WHEN_FULL=refuse says not to answer then: {why}."
+    return Refusal(503, "not_captured", message)
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+
+
+def too_large(limit: int) -> Refusal:
+    """What a client is told whose body is larger than `limit` bytes."""
     return Refusal(413, "body_too_large", f"The request body is larger than {limit:,} bytes (STILLROOM_MAX_BODY_BYTES).")

@@ -1,89 +1,175 @@
-"""POST /v1/chat/completions, read top to bottom: what is asked, who answers, and the answer on its way to the client."""
+"""A completion, read top to bottom: what is asked, who answers, and the answer on its way to the client."""
 
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from proxy import request as requests
-from proxy.capture import Capture
-from proxy.client import Client
-from proxy.errors import Refusal, UpstreamError
+from proxy.capture import Capture, Next
+from proxy.client import Client, not_kept, too_large
+from proxy.errors import Broken, Refusal, UpstreamError
 from proxy.headers import Headers, streams, to_client
+from proxy.http1 import Http1Answer
 from proxy.journal import STOPPED
+from proxy.metrics import Counters
 from proxy.request import Wish
 from proxy.routing import Routes, choose
 from proxy.settings import ProxySettings
-from proxy.spool import Spool
+from proxy.spool import NotKept, Spool, Then, Waiting
 from proxy.student import Died, NoAnswer, Students
 from proxy.teacher import Teacher
+from proxy.teachers import HEADER, Teachers
 from proxy.upstream import Answer
 from store.states import CaptureStatus, Server
 from store.tasks import Identity
 
 log = logging.getLogger("stillroom.proxy")
 
-PATH = b"/v1/chat/completions"
+ENDPOINTS = {path.encode(): path for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses")}
+LEFT = "the client left before the end"
+LEFT_CODE = 499  #: what is counted then, where there was no answer yet
+_SMALL = 1_000_000  # bytes: a larger body is not read between two others
 _DIED = Refusal(502, "student_died", "The student stopped in the middle of its answer. The request can be sent again.")
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     body: bytes
+    endpoint: str
     request: dict[str, Any]
     task: Identity
     wish: Wish
+    teacher: Teacher
+    model: str | None
+
+
+Spawn = Callable[[Client, Coroutine[Any, Any, None]], None]
 
 
 class Completions:
-    """Chat completions: captured, and routed to a student where there is one."""
+    """Completions of all endpoints: captured, and routed to a student where there is one."""
 
-    def __init__(self, settings: ProxySettings, teacher: Teacher, students: Students, routes: Routes, spool: Spool) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        teachers: Teachers,
+        students: Students,
+        routes: Routes,
+        spool: Spool,
+        counters: Counters,
+        spawn: Spawn,
+    ) -> None:
+        """`spawn` makes a task that handles a client from then on."""
         self._settings = settings
-        self._teacher = teacher
+        self._strict = settings.when_full == "refuse"
+        self._teachers = teachers
         self._students = students
         self._routes = routes
         self._spool = spool
+        self._counters = counters
+        self._spawn = spawn
 
     async def handle(self, client: Client) -> None:
         """Answer one request. Raises Refusal where there is no answer to pass on."""
-        asked = await self._read(client)
-        capture = self._begin(client, asked)
-        client.watch()
-        try:
-            answer = await self._answer(client, capture, asked)
-            await _relay(client, capture, answer, _added(capture, asked.task))
-        except asyncio.CancelledError:
-            capture.end(CaptureStatus.INCOMPLETE, "the client left before the end" if client.gone else STOPPED)
-            raise
-        except Refusal as refusal:
-            await _refuse(client, capture, refusal, _added(capture, asked.task))
-        finally:
-            capture.end(CaptureStatus.INCOMPLETE, "the proxy failed on this exchange")  # counts only if nothing has ended it
+        asked = self._read(client, await client.body(self._settings.max_body_bytes))
+        begun = Waiting() if self._strict else None
+        capture = self._begin(client, asked, begun.then if begun else _nobody)
+        if begun is not None:
+            try:
+                await begun
+            except NotKept as why:
+                raise not_kept(why) from why
+        await self._finish(client, asked, capture)
 
-    async def _read(self, client: Client) -> _Asked:
-        body = await client.body(self._settings.max_body_bytes)
+    def quick(self, client: Client) -> bool:
+        """As `handle`, as far as nothing has to be waited for but a teacher to whom a connection is kept: most requests of a
+        task without a student, at half the cost. False: it is not one of these, and nothing has been done. Raises Refusal.
+        """
+        body = None if self._strict else client.peek()
+        if body is None or len(body) > _SMALL:
+            return False
+        asked = self._read(client, body)
+        if asked.task.id in self._routes.table.targets or asked.wish is Wish.STUDENT:
+            return False
+        capture = self._begin(client, asked, _nobody)
+        exchange = _Quick(self, client, asked, capture)
+        answer = asked.teacher.offer(client, body, exchange.answered, asked.model)
+        if answer is None:
+            self._spawn(client, self._finish(client, asked, capture))
+        else:
+            exchange.answer = answer
+            client.watch(exchange.left)
+        return True
+
+    def resume(self, client: Client, asked: _Asked, capture: Capture, answer: Answer | None) -> None:
+        """What a quick exchange cannot finish: an answer that is not whole, or (None) a connection that was dead."""
+        self._spawn(client, self._finish(client, asked, capture, answer))
+
+    def refuse(self, client: Client, capture: Capture, refusal: Refusal, asked: _Asked) -> None:
+        """Send an error of our own, as the answer that is captured."""
+        added = _added(capture, asked.task)
+        self._counters.refused(refusal.code)
+        capture.answered(refusal.status, [])
+        capture.add(refusal.body)
+        client.finishing = True
+        capture.end(CaptureStatus.FAILED, refusal.message, lambda _: client.refuse(refusal, added))
+
+    def _read(self, client: Client, body: bytes) -> _Asked:
+        if len(body) > self._settings.max_body_bytes:
+            raise too_large(self._settings.max_body_bytes)
+        endpoint = ENDPOINTS[client.raw_path]
         request = requests.parse(body)
-        task = requests.identify(request, client.header(b"x-stillroom-task"))
-        return _Asked(body, request, task, requests.wish(client.header(b"x-stillroom-route")))
+        task = requests.identify(request, client.header(b"x-stillroom-task"), endpoint)
+        wish = requests.wish(client.header(b"x-stillroom-route"))
+        model = request.get("model")
+        teacher = self._teachers.of(model, client.header(HEADER))
+        return _Asked(body, endpoint, request, task, wish, teacher, model if isinstance(model, str) else None)
 
-    def _begin(self, client: Client, asked: _Asked) -> Capture:
+    def _begin(self, client: Client, asked: _Asked, then: Then) -> Capture:
         off = (client.header(b"x-stillroom-capture") or "").lower() == "off"
-        capture = Capture(None if off else self._spool, self._settings.max_body_bytes)
+        task, endpoint = asked.task.name, asked.endpoint
+
+        def count(ended: Capture) -> None:
+            code = ended.status or (LEFT_CODE if client.gone else 500)
+            served_by, seconds = ended.served_by, ended.seconds or 0.0
+            self._counters.exchange(task, served_by, endpoint, code, seconds, ended.first_byte, ended.fallback)
+
+        capture = Capture(None if off else self._spool, self._settings.max_body_bytes, count, strict=self._strict)
         client.id = capture.id
         retry = (client.header(b"x-stainless-retry-count") or "")[:4]
         capture.begin(
-            PATH.decode(),
+            asked.endpoint,
             asked.body,
+            then,
             task=client.header(b"x-stillroom-task"),
             retry_count=int(retry) if retry.isdecimal() else 0,
         )
         return capture
 
+    async def _finish(self, client: Client, asked: _Asked, capture: Capture, answer: Answer | None = None) -> None:
+        client.watch()
+        try:
+            answer = answer or await self._answer(client, capture, asked)
+            self._counters.streams += (live := streams(answer.headers))
+            try:
+                await _relay(client, capture, answer, _added(capture, asked.task))
+            finally:
+                self._counters.streams -= live
+        except asyncio.CancelledError:
+            capture.end(CaptureStatus.INCOMPLETE, LEFT if client.gone else STOPPED)
+            raise
+        except Refusal as refusal:
+            self.refuse(client, capture, refusal, asked)
+        finally:
+            capture.end(CaptureStatus.INCOMPLETE, "the proxy failed on this exchange")  # counts only if nothing has ended it
+
     async def _answer(self, client: Client, capture: Capture, asked: _Asked) -> Answer:
-        table = self._routes.table
-        choice = choose(table, asked.task.id, asked.request, asked.wish, trusted=self._teacher.trusts(client), draw=random.random())
+        table, teacher = self._routes.table, asked.teacher
+        choice = choose(
+            table, asked.task.id, asked.request, asked.wish, asked.endpoint,
+            trusted=lambda: teacher.trusts(client), draw=random.random(),
+        )  # fmt: skip
         capture.fallback = choice.why
         if choice.student:
             try:
@@ -91,43 +177,115 @@ class Completions:
             except NoAnswer as why:
                 capture.fallback = str(why)
         try:
-            answer = await self._teacher.ask(client, asked.body)
+            answer = await teacher.ask(client, asked.body, asked.model)
         except UpstreamError as error:
             if choice.spare:
                 try:
                     return await self._ask_student(capture, table.engines, choice.spare, asked)
                 except NoAnswer as why:
                     capture.fallback = str(why)
-            raise self._teacher.refusal(error) from error
-        capture.secrets = self._teacher.judged(client, answer.status)
+            raise teacher.refusal(error) from error
+        capture.teacher = teacher.name
+        capture.secrets = teacher.judged(client, answer.status)
         return answer
 
     async def _ask_student(self, capture: Capture, engines: tuple[str, ...], adapter_id: str, asked: _Asked) -> Answer:
-        answer = await self._students.ask(engines, adapter_id, asked.request, self._routes.table.context)
+        answer = await self._students.ask(engines, adapter_id, asked.request, self._routes.table.context, asked.endpoint)
         capture.served_by, capture.adapter_id = Server.STUDENT, adapter_id
         return answer
 
 
-async def _relay(client: Client, capture: Capture, answer: Answer, added: Headers) -> None:
-    """Send an answer as it arrives; of one that does not stream the last part waits until the capture is safe.
+class _Quick:
+    """An exchange with a teacher on a kept connection, without a task until one is needed."""
 
-    An answer that breaks off is not finished: the server then breaks the client's connection too.
-    """
-    live = streams(answer.headers)
-    status = CaptureStatus.COMPLETE if answer.status < 400 else CaptureStatus.FAILED
-    held = b""
+    __slots__ = ("_asked", "_capture", "_client", "_owner", "answer")
+
+    def __init__(self, owner: Completions, client: Client, asked: _Asked, capture: Capture) -> None:
+        self.answer: Http1Answer | None = None
+        self._owner, self._client, self._asked, self._capture = owner, client, asked, capture
+
+    def answered(self, answer: Http1Answer) -> None:
+        """The head of the answer is here, or there will be none. Never raises."""
+        client, asked, capture = self._client, self._asked, self._capture
+        if client.gone or client.response_complete:
+            return
+        try:
+            error = answer.error
+            if error is None:
+                capture.teacher = asked.teacher.name
+                capture.secrets = asked.teacher.judged(client, answer.status)
+                body = answer.ready()
+                if body is None:
+                    self._owner.resume(client, asked, capture, answer)
+                else:
+                    _send(client, capture, answer, body, _added(capture, asked.task))
+            elif isinstance(error, Broken) and not answer.answering:
+                self._owner.resume(client, asked, capture, None)
+            else:
+                self._owner.refuse(client, capture, asked.teacher.refusal(error), asked)
+        except Exception:  # the connection's reader must go on
+            log.exception("%s failed", capture.id)
+            capture.end(CaptureStatus.INCOMPLETE, "the proxy failed on this exchange")
+            client.cut()
+
+    def left(self) -> None:
+        """The client has left, or the server stops."""
+        client = self._client
+        self._capture.end(CaptureStatus.INCOMPLETE, LEFT if client.gone else STOPPED)
+        if self.answer is not None:
+            self.answer.drop()
+        client.cut()
+
+
+def _send(client: Client, capture: Capture, answer: Answer, body: bytes, added: Headers) -> None:
+    """Send an answer that is here, when its capture is durable."""
     capture.answered(answer.status, answer.headers)
+    if body:
+        capture.add(body)
+    client.start(answer.status, to_client(answer.headers, added), hold=True)
+    status = CaptureStatus.COMPLETE if answer.status < 400 else CaptureStatus.FAILED
+    capture.end(status, then=client.acknowledge(body, added))
+
+
+async def _relay(client: Client, capture: Capture, answer: Answer, headers: Headers) -> None:
+    """Send an answer as it arrives; its last part, or a stream's last event, waits until the capture is durable.
+
+    An answer that breaks off is not finished: the client's connection is broken too.
+    """
+    body = answer.ready()
+    if body is not None:
+        _send(client, capture, answer, body, headers)
+        return
+    status = CaptureStatus.COMPLETE if answer.status < 400 else CaptureStatus.FAILED
+    capture.answered(answer.status, answer.headers)
+    live = streams(answer.headers)
+    held = b""
+    added: Next | None = None  # a part has been told to the capture, and is still to be sent
+
+    def at_once(chunk: bytes) -> bool:
+        nonlocal added
+        added = capture.add(chunk)
+        if added is not Next.SEND or not client.push(chunk):
+            return False
+        added = None
+        return True
+
     try:
-        await client.start(answer.status, to_client(answer.headers, added))
+        client.start(answer.status, to_client(answer.headers, headers))
+        answer.sink = at_once if live else None
         async for chunk in answer:
-            if capture.add(chunk):
-                capture.end(status)
+            next, added = added or capture.add(chunk), None
             if not live:
                 held, chunk = chunk, held
+            elif next is Next.HOLD:
+                held += chunk
+                continue
+            elif next is Next.END:
+                await capture.ended(status)
+                held, chunk = b"", held + chunk
             if chunk:
                 await client.send(chunk)
-        capture.end(status)
-        await client.finish(held)
+        capture.end(status, then=client.acknowledge(held, headers))
     except Died as error:
         log.warning("%s: %s died in the middle of its answer: %s", capture.id, capture.adapter_id, error)
         capture.end(CaptureStatus.INCOMPLETE, f"the student died: {error}")
@@ -135,15 +293,12 @@ async def _relay(client: Client, capture: Capture, answer: Answer, added: Header
     except UpstreamError as error:
         log.warning("%s: the teacher's answer broke off: %s", capture.id, error)
         capture.end(CaptureStatus.INCOMPLETE, f"the teacher's answer broke off: {error}")
+        if held:
+            await client.send(held)
+    except NotKept as why:
+        log.error("%s: broken off before its end, which cannot be captured: %s", capture.id, why)
     finally:
         await answer.close()
-
-
-async def _refuse(client: Client, capture: Capture, refusal: Refusal, added: Headers) -> None:
-    capture.answered(refusal.status, [])
-    capture.add(refusal.body)
-    capture.end(CaptureStatus.FAILED, refusal.message)
-    await client.refuse(refusal, added)
 
 
 def _added(capture: Capture, task: Identity) -> Headers:
@@ -153,3 +308,7 @@ def _added(capture: Capture, task: Identity) -> Headers:
         (b"x-stillroom-task", task.name.encode()),
     ]
     return added if capture.served_by == Server.TEACHER else [(b"x-request-id", capture.id.encode()), *added]
+
+
+def _nobody(_error: NotKept | None) -> None:
+    """Nobody waits for the beginning."""

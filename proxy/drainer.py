@@ -1,18 +1,19 @@
 """The drainer: a thread that moves ended exchanges from the spool into the database, each exactly once."""
 
+import fcntl
 import logging
 import os
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from proxy.insert import insert
 from proxy.journal import Journal, Logged
-from proxy.spool import Folder, Spool, weigh
+from proxy.spool import Folder
 from store import migrate
 from store.session import Database
 
@@ -20,78 +21,86 @@ log = logging.getLogger("stillroom.proxy")
 
 PAUSE = 0.2  # seconds between two looks at the spool
 RETRY = 1.0  # seconds before the database is tried again
-BATCHES = 50  # of a folder in one turn, so that the others have theirs
-TAKE_OVER = 10.0  # seconds between two looks for dead processes' folders
+BATCHES = 20  # of a folder in one turn, so that the others have theirs
+STATE = "drainer.json"  # in the spool: what the workers' /readyz says of the drainer
 
 
 class Drainer(threading.Thread):
-    """Stores what is in this process's folder and in dead ones'. While the database is away it waits, and nothing is lost."""
+    """Stores what is in the folders of all workers, living and dead. While the database is away it waits, and nothing is lost.
 
-    def __init__(self, db: Database, root: Path, spool: Spool) -> None:
+    Takes the processor only when the requests leave it: its thread has a lower priority.
+    """
+
+    def __init__(self, db: Database, root: Path, *, nice: int = 0) -> None:
+        """`nice`: added to the process's own. Raises OSError if the spool cannot be made."""
         super().__init__(name="drainer", daemon=True)
+        for made in (root.parent, root):
+            made.mkdir(parents=True, mode=0o700, exist_ok=True)
         self.database = "not tried yet"  #: "ok", or why it cannot be written
         self.rejected = 0  #: exchanges that cannot be stored, whatever the database does
         self._db = db
         self._root = root
-        self._spool = spool
-        self._own = Journal(spool.folder, spool)
-        self._orphans: list[Journal] = []
+        self._nice = nice
+        self._journals: dict[Path, Journal] = {}
         self._told: set[Path] = set()  # folders that cannot be read, of which the log has told
-        self._looked = float("-inf")
         self._migrated = False
         self._halt = threading.Event()
+        self._lock = -1
+        self._published: dict[str, Any] = {}
 
     def run(self) -> None:
+        if self._nice:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         pause = 0.0
         while not self._halt.wait(pause):
             pause = PAUSE if self.turn() else RETRY
-        self._spool.rotate()
-        self.turn()
-        if not self._own.folder.segments():
-            self._own.folder.remove()
+        while self.turn() and any(journal.folder.take_over() for journal in self._journals.values()):
+            pass  # one turn takes at most so many batches
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def stop(self, seconds: float) -> None:
         """Store what there is, for at most so long; what is left stays in the spool, and is stored at the next start."""
         self._halt.set()
         self.join(seconds)
-        if self._own.folder.segments():
+        if any(folder.segments() for folder in Folder.all(self._root)):
             log.warning("stopped with captures in the spool that the database did not take: %s", self.database)
 
     def turn(self) -> bool:
         """Store all there is to store. False if the database or the disk would not let it; then it is tried again."""
+        if not self._only():
+            return True
         try:
             self._look()
             self._prepare()
-            self._drain(self._own)
-            self._drain_orphans()
+            for journal in [*self._journals.values()]:
+                self._drain(journal)
         except Exception as error:  # noqa: BLE001 - whatever it was: the spool still has everything, and the thread must live
             self._tell(_brief(error))
             return False
+        finally:
+            self._publish()
         self._tell("ok")
+        self._publish()
+        return True
+
+    def _only(self) -> bool:
+        """Whether this is the spool's one drainer; another takes over when that one's process has ended."""
+        if self._lock < 0:
+            lock = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return False
+            self._lock = lock
         return True
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked > TAKE_OVER:
-            self._orphans += [Journal(folder, None) for folder in Folder.take_over(self._root, self._told)]
-            self._looked = time.monotonic()
-            self._weigh()
-
-    def _weigh(self) -> None:
-        self._spool.beside = sum(weigh(path) for path in (self._root / "rejected", *(each.folder.path for each in self._orphans)))
-
-    def _drain_orphans(self) -> None:
-        """One that cannot be read keeps nobody else's captures waiting."""
-        for journal in list(self._orphans):
-            try:
-                self._drain(journal)
-            except DBAPIError:
-                raise
-            except Exception as error:  # noqa: BLE001 - it stays where it is, and is tried again
-                if journal.folder.path not in self._told:
-                    log.error("%s cannot be read, and what is in it is not stored: %s", journal.folder.path, _brief(error))
-                self._told.add(journal.folder.path)
-            if journal not in self._orphans:
-                self._weigh()
+        for folder in Folder.all(self._root):
+            if folder.path not in self._journals:
+                self._journals[folder.path] = Journal(folder)
 
     def _prepare(self) -> None:
         if not self._migrated:
@@ -99,17 +108,27 @@ class Drainer(threading.Thread):
             self._migrated = True
 
     def _drain(self, journal: Journal) -> None:
-        for _ in range(BATCHES):
-            if not (batch := journal.next()):
-                break
-            self._store(batch)
+        """One that cannot be read keeps nobody else's captures waiting."""
+        path = journal.folder.path
+        try:
+            for _ in range(BATCHES):
+                if not (batch := journal.next()):
+                    break
+                self._store(batch)
+                journal.done()
             journal.done()
-        journal.done()
+        except (SQLAlchemyError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it stays where it is, and is tried again
+            self._cannot_read(path, _brief(error))
         if journal.exhausted:
             journal.folder.remove()
-            self._orphans.remove(journal)
-        elif journal is self._own and journal.idle:
-            self._spool.rotate(idle=1.0)
+            del self._journals[path]
+
+    def _cannot_read(self, path: Path, why: str) -> None:
+        if path not in self._told:
+            log.error("%s cannot be read, and what is in it is not stored: %s", path, why)
+        self._told.add(path)
 
     def _store(self, batch: Sequence[Logged]) -> None:
         try:
@@ -136,6 +155,22 @@ class Drainer(threading.Thread):
         if state != self.database:
             log.log(logging.INFO if state == "ok" else logging.WARNING, "database: %s", state)
             self.database = state
+
+    def _publish(self) -> None:
+        state = {"database": self.database, "rejected": self.rejected}
+        if state != self._published:
+            self._published = state
+            hidden = self._root / f".{STATE}"
+            hidden.write_bytes(orjson.dumps(state))
+            hidden.rename(self._root / STATE)
+
+
+def state(root: Path) -> dict[str, Any]:
+    """What the drainer has last said of itself: `database`, `rejected`."""
+    try:
+        return dict(orjson.loads((root / STATE).read_bytes()))
+    except (OSError, ValueError):
+        return {"database": "not tried yet", "rejected": 0}
 
 
 def _is_the_rows(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """Which headers go through. Names are lower-case bytes, order and duplicates are kept."""
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -13,6 +13,10 @@ OURS = b"x-stillroom-"
 #: Where a client's key is.
 CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
 _ACCOUNT = (b"cookie", b"openai-organization", b"openai-project")  #: says whose key it is
+_NOT_TO_TEACHER = HOP | {b"host", b"content-length", b"expect"}
+_NOT_WITH_KEY = _NOT_TO_TEACHER | {*CREDENTIALS, *_ACCOUNT}
+_NOT_TO_CLIENT = HOP | {b"content-length"}
+_USUAL = {b"keep-alive", b"close", b"Keep-Alive", b"Upgrade"}  # of a `connection`: names no header that is not dropped anyway
 _SECRET = 8  # bytes: what is shorter is a placeholder, and found in ordinary words
 
 
@@ -21,19 +25,17 @@ def to_teacher(headers: Headers, key: str | None) -> Headers:
 
     Host and the body's framing are the upstream client's to add; Expect has been answered by our own server.
     """
-    dropped = HOP | {b"host", b"content-length", b"expect"}
-    if key is not None:
-        dropped |= {*CREDENTIALS, *_ACCOUNT}
-    kept = _without(headers, dropped)
-    return kept if key is None else [*kept, (b"authorization", b"Bearer " + key.encode())]
+    if key is None:
+        return _without(headers, _NOT_TO_TEACHER)
+    return [*_without(headers, _NOT_WITH_KEY), (b"authorization", b"Bearer " + key.encode())]
 
 
 def to_client(headers: Headers, added: Headers) -> Headers:
     """An upstream's headers as the client gets them, and the proxy's own behind them."""
-    dropped = HOP
-    if first(headers, b"transfer-encoding"):
-        dropped |= {b"content-length"}  # it does not count beside transfer-encoding (RFC 9112, 6.3)
-    return [*_without(headers, dropped), *added]
+    for name, _ in headers:
+        if name == b"transfer-encoding":  # the length does not count beside it (RFC 9112, 6.3)
+            return _without(headers, _NOT_TO_CLIENT) + added
+    return _without(headers, HOP) + added
 
 
 def secrets(headers: Headers) -> list[bytes]:
@@ -56,6 +58,8 @@ def streams(headers: Headers) -> bool:
     return (first(headers, b"content-type") or "").lower().startswith("text/event-stream")
 
 
-def _without(headers: Headers, dropped: Iterable[bytes]) -> Headers:
-    named = {name.strip() for key, value in headers if key == b"connection" for name in value.lower().split(b",")}
-    return [(k, v) for k, v in headers if k not in dropped and k not in named and not k.startswith(OURS)]
+def _without(headers: Headers, dropped: Set[bytes]) -> Headers:
+    for name, value in headers:
+        if name == b"connection" and value not in _USUAL:
+            dropped = dropped | {each.strip() for each in value.lower().split(b",")}
+    return [header for header in headers if header[0] not in dropped and not header[0].startswith(OURS)]

@@ -12,6 +12,7 @@ import httptools
 
 from proxy.errors import Broken, TimedOut, Unreachable, UpstreamError
 from proxy.headers import Headers
+from proxy.websocket import Relay
 
 KEPT_SECONDS = 55.0  # idle; below the minute after which common servers and balancers close
 KEPT_CONNECTIONS = 512  # idle, for each origin
@@ -33,18 +34,28 @@ class Pool:
         self._sweeping: asyncio.TimerHandle | None = None
 
     async def ask(
-        self, origin: Origin, name: str, head: bytes, body: bytes | AsyncIterator[bytes], *, chunked: bool, bodiless: bool
+        self,
+        origin: Origin,
+        name: str,
+        head: bytes,
+        body: bytes | AsyncIterator[bytes],
+        *,
+        chunked: bool,
+        bodiless: bool,
+        upgrades: bool = False,
+        fresh: bool = False,
     ) -> "Http1Answer":
         """Send one request and return when its answer's head is here; `name` is what errors call the origin.
 
         `head` ends with the empty line. `chunked`: a streamed body is sent so. `bodiless`: the answer to HEAD has no body.
-        A kept connection that turns out to have died before any byte of an answer is replaced once by a new one, where the
-        body can be sent again. Raises UpstreamError.
+        `upgrades`: the request asks for another protocol, and with 101 the connection is the answer's (`Http1Answer.hand_over`).
+        `fresh`: on no kept connection. A kept one that turns out to have died before any byte of an answer is replaced once by a
+        new one, where the body can be sent again. Raises UpstreamError.
         """
-        for fresh in (False, True):
-            connection = (None if fresh else self._kept(origin)) or await self._connect(origin, name)
+        for anew in (True,) if fresh else (False, True):
+            connection = (None if anew else self._kept(origin)) or await self._connect(origin, name)
             answer = Http1Answer(connection, name)
-            connection.begin(answer, bodiless=bodiless)
+            connection.begin(answer, bodiless=bodiless, upgrades=upgrades)
             try:
                 if isinstance(body, bytes):
                     connection.write(head, body)
@@ -60,6 +71,21 @@ class Pool:
                 raise
             return answer
         raise AssertionError("unreachable")
+
+    def offer(
+        self, origin: Origin, name: str, head: bytes, body: bytes, then: Callable[["Http1Answer"], None]
+    ) -> "Http1Answer | None":
+        """Send one request if a connection is kept; None if there is none. `then` is called once: the answer's head is here (and
+        perhaps all of it), or `error` says why there will be none. Without a task, at half the cost of `ask`.
+        """
+        connection = self._kept(origin)
+        if connection is None:
+            return None
+        answer = Http1Answer(connection, name)
+        answer.then = then
+        connection.begin(answer, bodiless=False, upgrades=False)
+        connection.write(head, body)
+        return answer
 
     async def close(self) -> None:
         """Cut every connection."""
@@ -126,20 +152,36 @@ class Http1Answer:
     def __init__(self, connection: "_Connection", name: str) -> None:
         self.status = 0
         self.headers: Headers = []
+        self.error: UpstreamError | None = None  #: why it has ended too early
+        self.answering = False  #: a byte of it had come before it ended so
+        self.then: Callable[[Http1Answer], None] | None = None  #: see `Pool.offer`
+        self.sink: Callable[[bytes], bool] | None = None
         self._name = name
         self._connection: _Connection | None = connection
         self._parts: list[bytes] = []
         self._size = 0
         self._whole = False
-        self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def head(self) -> None:
         """Wait until status and headers are here. Raises UpstreamError."""
         while not self.status:
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             await self._wait()
+
+    def ready(self) -> bytes | None:
+        """The whole body, if all of it is here; else None."""
+        if not self._whole:
+            return None
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def hand_over(self, relay: Relay) -> None:
+        """After a 101: from now on what comes and goes on the connection is the relay's."""
+        assert self._connection is not None
+        self._connection.hand_over(relay, b"".join(self._parts))
+        self._connection = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
@@ -150,13 +192,18 @@ class Http1Answer:
                 yield parts[0] if len(parts) == 1 else b"".join(parts)
             elif self._whole:
                 return
-            elif self._error is not None:
-                raise self._error
+            elif self.error is not None:
+                raise self.error
             else:
                 await self._wait()
 
     async def close(self) -> None:
         """Cut the connection if there is more to come."""
+        self.drop()
+
+    def drop(self) -> None:
+        """As `close`; `then` is not called any more."""
+        self.then = None
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
@@ -172,11 +219,28 @@ class Http1Answer:
         self._size += len(part)
         return self._size <= HIGH_WATER
 
-    def ended(self, error: UpstreamError | None = None) -> None:
-        self._whole, self._error, self._connection = error is None, error, None
+    def ended(self) -> None:
+        """All of it is here; `wake` follows."""
+        self._whole, self._connection = True, None
+
+    def failed(self, error: UpstreamError) -> None:
+        if self._connection is not None:
+            self.answering, self._connection = self._connection.answering, None
+        self.error = error
         self.wake()
 
     def wake(self) -> None:
+        then = self.then
+        if then is not None and (self.status or self.error is not None):
+            self.then = None
+            then(self)
+            return
+        if self.sink is not None and self._parts and self._waiter is not None:  # whoever walks the body waits for more
+            part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            taken = self.sink(part)
+            self._parts, self._size = ([], 0) if taken else ([part], self._size)
+            if taken and not self._whole and self.error is None:
+                return
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -200,7 +264,8 @@ class _Connection(asyncio.Protocol):
         # Length and chunking together: chunking counts (RFC 9112, 6.3), and the length is not passed on.
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self._answer: Http1Answer | None = None
-        self._bodiless = False
+        self._relay: Relay | None = None  # it speaks something else than HTTP by now
+        self._bodiless = self._upgrades = False
         self._headers: Headers = []
         self._head_bytes = 0
         self._in_head = True
@@ -215,8 +280,8 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def begin(self, answer: Http1Answer, *, bodiless: bool) -> None:
-        self._answer, self._bodiless, self.answering = answer, bodiless, False
+    def begin(self, answer: Http1Answer, *, bodiless: bool, upgrades: bool) -> None:
+        self._answer, self._bodiless, self._upgrades, self.answering = answer, bodiless, upgrades, False
         self._headers, self._head_bytes, self._in_head, self._until_close = [], 0, True, False
         self._active = self._loop.time()
 
@@ -241,6 +306,10 @@ class _Connection(asyncio.Protocol):
             self._transport.write(b"0\r\n\r\n")
         self._sending = False
 
+    def hand_over(self, relay: Relay, data: bytes) -> None:
+        self._answer, self._relay = None, relay
+        relay.open(self._transport, data)
+
     def read_on(self) -> None:
         """The client has taken what there was."""
         if not self._reading:
@@ -250,6 +319,8 @@ class _Connection(asyncio.Protocol):
 
     def check(self, now: float, read_timeout: float) -> None:
         silent = now - self._active
+        if self._relay is not None:
+            return
         if self._answer is None:
             if silent > KEPT_SECONDS:
                 self.abort()
@@ -268,11 +339,17 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
+        if self._relay is not None:
+            self._relay.from_upstream(data)
+            return
         if answer is None:
             self._transport.abort()  # bytes that nobody asked for
             return
         self.answering = True
         self._active = self._loop.time()
+        if self._upgrades and answer.status == 101:  # and nobody has taken it over yet
+            answer.add(data)
+            return
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
@@ -280,7 +357,13 @@ class _Connection(asyncio.Protocol):
                 return
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._upgrades or answer.status != 101:
+                self._fail(Broken(f"{self._name} changed the protocol without being asked"))
+                return
+            if upgrade.args[0] < len(data):
+                answer.add(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
             self._fail(Broken(f"what {self._name} sent is no HTTP"))
             return
         answer.wake()
@@ -290,19 +373,29 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._pool.forget(self)
+        if self._relay is not None:
+            self._relay.upstream_lost()
+            return
         self.resume_writing()
         if self._answer is None:
             return
         if error is None and self._until_close and not self._in_head:
             answer, self._answer = self._answer, None
             answer.ended()
+            answer.wake()
         else:
             self._fail(Broken(f"the connection to {self._name} was lost"))
 
     def pause_writing(self) -> None:
+        if self._relay is not None:
+            self._relay.upstream_full()
+            return
         self._writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
+        if self._relay is not None:
+            self._relay.upstream_ready()
+            return
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
@@ -315,7 +408,7 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:
+        if status < 200 and not (status == 101 and self._upgrades):
             self._headers = []
             return
         self._in_head = False
@@ -337,6 +430,8 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._in_head or self._answer is None:  # an interim answer, or one that was given up
             return
+        if self._upgrades and self._answer.status == 101:
+            return
         answer, self._answer = self._answer, None
         keep = self._parser.should_keep_alive() and not self._until_close and not self._sending
         if not self._reading:
@@ -353,4 +448,4 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if answer is not None:
-            answer.ended(error)
+            answer.failed(error)

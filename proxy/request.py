@@ -1,4 +1,4 @@
-"""A chat completion request as the proxy needs to know it. Never validates: all else about a body is the teacher's to judge."""
+"""A completion request as the proxy needs to know it. Never validates: all else about a body is the teacher's to judge."""
 
 import json
 from enum import StrEnum
@@ -8,6 +8,7 @@ import orjson
 
 from proxy.errors import Refusal
 from store import tasks
+from store.chat import CHAT
 from store.tasks import BadTaskName, Identity
 
 
@@ -31,22 +32,32 @@ def parse(body: bytes) -> dict[str, Any]:
         request = _parse_leniently(body, error)
     if not isinstance(request, dict):
         raise Refusal(400, "invalid_json", 'The request body must be a JSON object such as {"model": ..., "messages": [...]}.')
-    if request.get("model") is None:
+    if request.get("model") is None and not isinstance(request.get("prompt"), dict):  # a Responses prompt may name the model
         raise Refusal(400, "missing_model", "The request has no `model`: name the teacher's model in it.", "model")
     return request
 
 
-def identify(request: dict[str, Any], name: str | None) -> Identity:
+def model(body: bytes) -> str | None:
+    """The model that a pass-through body names; None where it is no JSON object, or names none."""
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    named = request.get("model") if isinstance(request, dict) else None
+    return named if isinstance(named, str) else None
+
+
+def identify(request: dict[str, Any], name: str | None, endpoint: str = CHAT) -> Identity:
     """The request's task; `name` is what x-stillroom-task says. Raises Refusal for a name that is none.
 
     `metadata.task` counts only where it can be a task's name: it may be there for the client's own reasons.
     """
     try:
-        return tasks.identify(request, name)
+        return tasks.identify(request, name, endpoint)
     except BadTaskName as error:
         if name:
             raise Refusal(400, "bad_task_name", f"Header x-stillroom-task: {error}", "x-stillroom-task") from error
-        return tasks.identify({**request, "metadata": None})
+        return tasks.identify({**request, "metadata": None}, None, endpoint)
 
 
 def wish(value: str | None) -> Wish:

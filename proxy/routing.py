@@ -3,11 +3,13 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from proxy.request import Wish
 from store import prompts, routes
+from store.chat import CHAT
 from store.routes import Table
 from store.session import Database
 
@@ -25,7 +27,16 @@ class Choice:
     why: str | None = None  #: why a student that the task has, or the client wished for, is not asked
 
 
-def choose(table: Table, task_id: str, request: dict[str, Any], wish: Wish, *, trusted: bool, draw: float) -> Choice:
+def choose(
+    table: Table,
+    task_id: str,
+    request: dict[str, Any],
+    wish: Wish,
+    endpoint: str = CHAT,
+    *,
+    trusted: Callable[[], bool],
+    draw: float,
+) -> Choice:
     """Choose for one request. `draw` is uniform in [0, 1); `trusted`: the client's key is known to be good."""
     target = table.targets.get(task_id)
     if wish is Wish.TEACHER:
@@ -34,11 +45,11 @@ def choose(table: Table, task_id: str, request: dict[str, Any], wish: Wish, *, t
         return Choice(why="the task has no student" if wish is Wish.STUDENT else None)
     if request.get("n") not in (None, 1):
         return Choice(why="the request asks for more than one choice")
-    if field := prompts.beyond(request):
+    if field := prompts.beyond(request, endpoint):
         return Choice(why=f"the request has {field}, which the student is not given")
     if not table.engines or target.adapter_id not in table.loaded:
         return Choice(why=f"no engine has {target.adapter_id} loaded")
-    if not trusted:
+    if not trusted():
         return Choice(why="the teacher has not accepted this key within the last hour")
     if wish is Wish.AUTO and draw < target.holdback:
         return Choice(spare=target.adapter_id)

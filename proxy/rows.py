@@ -16,16 +16,17 @@ from store.tasks import Identity
 def build(logged: Logged) -> tuple[Identity, Capture]:
     """The capture of an exchange, and its task."""
     begin, end = logged.begin.meta, logged.end.meta if logged.end else {}
+    endpoint = begin["endpoint"]
     request = requests.parse(logged.begin.body)
-    identity = requests.identify(request, begin["task"])
+    identity = requests.identify(request, begin["task"], endpoint)
     response, unread = decode(logged.end.body if logged.end else b"", end.get("encoding"))
     stream = bool(end.get("stream", request.get("stream")))
-    answer = answers.read(response, stream=stream) if response and not unread else Answer()
+    answer = answers.read(response, stream=stream, endpoint=endpoint) if response and not unread else Answer()
     capture = Capture(
         id=begin["id"],
         created_at=datetime.fromtimestamp(begin["at"], UTC),
         task_id=identity.id,
-        endpoint=begin["endpoint"],
+        endpoint=endpoint,
         status=_status(end, stream, answer),
         served_by=Server(end.get("served_by", Server.TEACHER)),  # type: ignore[call-arg]
         adapter_id=end.get("adapter_id"),
@@ -38,7 +39,7 @@ def build(logged: Logged) -> tuple[Identity, Capture]:
         duration_ms=end.get("duration_ms"),
         retry_count=bodies.count(begin["retry_count"]) or 0,
         error=bodies.text(end.get("error") or logged.why or unread or answer.error),
-        **bodies.columns(request, answer),
+        **bodies.columns(request, answer, endpoint),
     )
     return identity, capture
 

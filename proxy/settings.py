@@ -1,12 +1,14 @@
 """How the proxy is wired on this machine."""
 
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Literal
 
-import httpx
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from proxy.spool import Durability
 from store.settings import StoreSettings
+from store.teachers import http_url
 
 
 class ProxySettings(StoreSettings):
@@ -20,6 +22,9 @@ class ProxySettings(StoreSettings):
     teacher_key: SecretStr | None = Field(
         None, description="The operator's key: replaces every client's credentials. Without it each client's own key is forwarded."
     )
+    teachers: Path | None = Field(
+        None, description="TOML file of several teachers, by model, and of prices. Default: the one at STILLROOM_TEACHER_URL."
+    )
     connect_timeout: float = Field(10.0, gt=0, description="Seconds to wait for a connection to the teacher.")
     read_timeout: float = Field(600.0, gt=0, description="Seconds the teacher may be silent; there is no limit in total.")
     student_timeout: float = Field(
@@ -29,6 +34,15 @@ class ProxySettings(StoreSettings):
     max_body_bytes: int = Field(
         100_000_000, ge=1, description="Largest body of a captured request (413 above) and largest answer that is captured."
     )
+    workers: int = Field(1, ge=1, le=256, description="Processes that answer requests, each with one event loop.")
+    durability: Durability = Field(
+        Durability.PROCESS,
+        description="What an acknowledged capture survives: `process` (kill -9) or `disk` (loss of power; grouped fsync).",
+    )
+    when_full: Literal["serve", "refuse"] = Field(
+        "serve",
+        description="What happens while nothing can be captured: `serve` answers and counts it, `refuse` answers 503.",
+    )
     spool_max_bytes: int = Field(
         2_000_000_000, ge=1, description="With so much in it the spool takes no new captures: requests are served, and counted."
     )
@@ -37,17 +51,7 @@ class ProxySettings(StoreSettings):
     @field_validator("teacher_url")
     @classmethod
     def _http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://, as https://api.openai.com/v1 does")
-        if any(mark in url for mark in "?# "):
-            raise ValueError("must have no query, no fragment and no space")
-        try:
-            named = urlsplit(url).port != 0 and httpx.URL(url).host
-        except (ValueError, httpx.InvalidURL) as error:
-            raise ValueError(f"cannot be read: {error}") from error
-        if not named:
-            raise ValueError("must name a host, and no port 0")
-        return url.rstrip("/")
+        return http_url(url)
 
     @field_validator("teacher_key")
     @classmethod

@@ -3,37 +3,32 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from proxy import dialects
 from proxy.base import Base
 from proxy.breaker import Breaker
+from proxy.dialects import Chat, Event, NoAnswer, Unfit
 from proxy.errors import UpstreamError
 from proxy.headers import Headers
 from proxy.upstream import Answer, Upstream
 from store import answers, prompts
+from store.chat import CHAT
+
+__all__ = ["Died", "NoAnswer", "Students"]
 
 log = logging.getLogger("stillroom.proxy")
 
-_DONE = b"data: [DONE]\n\n"
 _JSON = [(b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
-_FINISHED = {"stop", "tool_calls"}
 _base = lru_cache(maxsize=64)(Base)  # of an engine: its URL is parsed once
-
-
-class NoAnswer(Exception):
-    """The student gave no answer that could be sent; the text says why."""
 
 
 class Died(Exception):
     """The student stopped in the middle of a stream, after its first text."""
-
-
-class _Unfit(NoAnswer):
-    """The student did answer, only not well enough: no fault of its engine."""
 
 
 class Students:
@@ -44,17 +39,25 @@ class Students:
         self._timeout = timeout
         self._upstream = Upstream(connect_timeout=timeout, read_timeout=timeout)
 
-    async def ask(self, engines: Sequence[str], adapter_id: str, request: dict[str, Any], context: int | None) -> Answer:
-        """An answer whose whole body, or whose first text if it streams, is here. Raises NoAnswer."""
+    async def ask(
+        self, engines: Sequence[str], adapter_id: str, request: dict[str, Any], context: int | None, endpoint: str = CHAT
+    ) -> Answer:
+        """An answer whose whole body, or whose first text if it streams, is here. Raises NoAnswer.
+
+        `request` is the client's body as it came to `endpoint`, and the answer is in that endpoint's shape. `context` is the
+        engine's, in tokens.
+        """
+        dialect = dialects.of(endpoint, request)
         engine = self._admitted(engines)
         breaker = self.breakers[engine]
         answer = None
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._open(engine, adapter_id, request, context)
-                fit: Answer = await (_stream(answer, request, breaker) if request.get("stream") else _whole(answer, request))
+                body = orjson.dumps(prompts.for_student(request, adapter_id, context, endpoint))
+                answer = await self._open(engine, dialect.spoken.encode(), body)
+                fit: Answer = await (_stream(answer, dialect, breaker) if request.get("stream") else _whole(answer, dialect))
         except (UpstreamError, TimeoutError, NoAnswer) as error:
-            breaker.succeed() if isinstance(error, _Unfit) else breaker.fail()
+            breaker.succeed() if isinstance(error, Unfit) else breaker.fail()
             why = f"no answer within {self._timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             raise NoAnswer(f"student: {why}") from error
         except Exception as error:
@@ -76,12 +79,11 @@ class Students:
         """Close every connection."""
         await self._upstream.close()
 
-    async def _open(self, engine: str, adapter_id: str, request: dict[str, Any], context: int | None) -> Answer:
-        body = orjson.dumps(prompts.for_student(request, adapter_id, context))
-        answer = await self._upstream.open("POST", _base(engine), b"/v1/chat/completions", _JSON, body)
+    async def _open(self, engine: str, target: bytes, body: bytes) -> Answer:
+        answer = await self._upstream.open("POST", _base(engine), target, _JSON, body)
         if answer.status != 200:
             await answer.close()
-            raise (NoAnswer if answer.status >= 500 else _Unfit)(f"it answered {answer.status}")
+            raise (NoAnswer if answer.status >= 500 else Unfit)(f"it answered {answer.status}")
         return answer
 
     def _admitted(self, engines: Sequence[str]) -> str:
@@ -95,10 +97,14 @@ class _Whole:
     """An answer that is here."""
 
     status = 200
+    sink: Callable[[bytes], bool] | None = None  # is not asked: every part is walked
 
     def __init__(self, body: bytes) -> None:
         self.headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         self._body = body
+
+    def ready(self) -> bytes | None:
+        return self._body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._body
@@ -111,68 +117,54 @@ class _Stream:
     """An answer of which the first text is here."""
 
     status = 200
+    sink: Callable[[bytes], bool] | None = None  # is not asked: every part is walked
     headers: Headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
-    def __init__(self, answer: Answer, first: bytes, rest: AsyncIterator[tuple[bytes, bool]], breaker: Breaker) -> None:
+    def __init__(self, answer: Answer, first: bytes, rest: AsyncIterator[Event], breaker: Breaker) -> None:
         self._answer, self._first, self._rest, self._breaker = answer, first, rest, breaker
+
+    def ready(self) -> bytes | None:
+        return None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._first
         try:
-            async for event, _ in self._rest:
-                if event == _DONE:
+            async for event in self._rest:
+                if event.ends:
                     self._breaker.succeed()
-                yield event
+                yield event.data
         except (UpstreamError, NoAnswer, orjson.JSONEncodeError) as error:
-            self._breaker.fail()
+            self._breaker.succeed() if isinstance(error, Unfit) else self._breaker.fail()
             raise Died(str(error)) from error
 
     async def close(self) -> None:
         await self._answer.close()
 
 
-async def _whole(answer: Answer, request: dict[str, Any]) -> _Whole:
+async def _whole(answer: Answer, dialect: Chat) -> _Whole:
     body = b"".join([chunk async for chunk in answer])
     await answer.close()
-    read = answers.read_json(body)
-    if read.error:
-        raise NoAnswer(f"its answer cannot be used: {read.error}")
-    if read.finish_reason not in _FINISHED:
-        raise _Unfit(f"its finish_reason is {read.finish_reason}")
-    content = read.message.get("content")
-    if _asks_json(request) and not read.message.get("tool_calls") and not _is_json(content):
-        raise _Unfit("its answer is not the JSON that response_format asks for")
-    return _Whole(orjson.dumps({**orjson.loads(body), "model": request["model"]}))
+    return _Whole(dialect.whole(body))
 
 
-async def _stream(answer: Answer, request: dict[str, Any], breaker: Breaker) -> _Stream:
-    events = _rewritten(answer, request)
+async def _stream(answer: Answer, dialect: Chat, breaker: Breaker) -> _Stream:
+    events = _translated(answer, dialect)
     first = b""
-    async for event, tells in events:
-        first += event
-        if tells:
+    async for event in events:
+        first += event.data
+        if event.tells:
             return _Stream(answer, first, events, breaker)
     raise NoAnswer("its stream ended without an answer")
 
 
-async def _rewritten(answer: Answer, request: dict[str, Any]) -> AsyncIterator[tuple[bytes, bool]]:
-    """The events as the client may see them, each with whether it tells anything. Raises NoAnswer at an end without [DONE]."""
-    options = request.get("stream_options")
-    usage = isinstance(options, dict) and bool(options.get("include_usage"))
+async def _translated(answer: Answer, dialect: Chat) -> AsyncIterator[Event]:
+    """The events as the client may see them. Raises NoAnswer at an end without the last one."""
     async for data in _events(answer):
-        if data == b"[DONE]":
-            yield _DONE, False
-            return
-        try:
-            chunk = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise NoAnswer("an event of its stream is no JSON") from error
-        if not isinstance(chunk, dict) or chunk.get("error") or not isinstance(chunk.get("choices"), list):
-            raise NoAnswer("an event of its stream is an error")
-        if chunk["choices"] or usage:
-            chunk["model"] = request["model"]
-            yield b"data: " + orjson.dumps(chunk) + b"\n\n", any(_tells(choice) for choice in chunk["choices"])
-    raise NoAnswer("its stream ended without [DONE]")
+        if event := dialect.event(data):
+            yield event
+            if event.ends:
+                return
+    raise NoAnswer(f"its stream ended without {dialect.end}")
 
 
 async def _events(answer: Answer) -> AsyncIterator[bytes]:
@@ -184,23 +176,3 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
         for event in whole:
             for data in answers.events(event):
                 yield data
-
-
-def _tells(choice: Any) -> bool:
-    delta = choice.get("delta") if isinstance(choice, dict) else None
-    if not isinstance(delta, dict):
-        return False
-    return bool(delta.get("content") or delta.get("tool_calls") or delta.get("refusal") or choice.get("finish_reason"))
-
-
-def _asks_json(request: dict[str, Any]) -> bool:
-    wanted = request.get("response_format")
-    return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
-
-
-def _is_json(content: Any) -> bool:
-    try:
-        orjson.loads(content)
-    except (orjson.JSONDecodeError, TypeError):
-        return False
-    return True

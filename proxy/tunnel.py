@@ -1,7 +1,7 @@
 """Asking an upstream through an HTTP proxy that the environment names: httpx's transport, which knows how to."""
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,11 +55,16 @@ class Tunnel:
 class TunnelAnswer:
     """One exchange's answer."""
 
+    sink: Callable[[bytes], bool] | None = None  # is not asked: every part is walked
+
     def __init__(self, response: httpx.Response, base: Base) -> None:
         self.status = response.status_code
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
         self._base = base
         self._response = response
+
+    def ready(self) -> bytes | None:
+        return None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._response.stream, httpx.AsyncByteStream)

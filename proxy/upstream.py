@@ -2,7 +2,7 @@
 
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import httpx
 from proxy.base import Base
 from proxy.errors import Unsendable
 from proxy.headers import Headers
-from proxy.http1 import Pool
+from proxy.http1 import Http1Answer, Pool
 from proxy.tunnel import Tunnel
 
 
@@ -20,6 +20,12 @@ class Answer(Protocol):
 
     status: int
     headers: Headers  #: names in lower case
+    #: Where there is one, a part of the body is offered to it first, as it comes, while whoever walks the body waits; what it takes
+    #: (True) is not walked. A loop without the loop: it costs a third.
+    sink: Callable[[bytes], bool] | None
+
+    def ready(self) -> bytes | None:
+        """The whole body, if all of it is here already; else None. To be asked for once."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive. Raises UpstreamError if they end too early. To be walked once."""
@@ -46,8 +52,13 @@ class Upstream:
         headers: Headers,
         body: bytes | AsyncIterator[bytes],
         length: str | None = None,
+        *,
+        upgrades: bool = False,
+        fresh: bool = False,
     ) -> Answer:
         """Ask, and return when the answer's head is here. Raises UpstreamError.
+
+        `upgrades`: to WebSocket; `fresh`: on a new connection.
 
         `target` is path and query below `base`, sent as it is. A streamed body is framed by `length`, or chunked without.
         A connection that was kept open and turns out to have died before any byte of an answer is replaced once: upstreams
@@ -56,9 +67,27 @@ class Upstream:
         target = base.path + target or b"/"
         headers = [(b"host", base.host), *headers, *_framing(method, body, length)]
         if self._tunnel is not None:
+            if upgrades:
+                raise Unsendable("a WebSocket cannot be opened through the HTTP proxy that the environment names")
             return await self._tunnel.ask(method, base, target, headers, body)
-        head = _head(method, target, headers)
-        return await self._pool.ask(base.origin, str(base), head, body, chunked=length is None, bodiless=method == "HEAD")
+        if upgrades:
+            headers += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
+        head, bodiless = _head(method, target, headers), method == "HEAD"
+        return await self._pool.ask(
+            base.origin, base.name, head, body, chunked=length is None, bodiless=bodiless, upgrades=upgrades, fresh=fresh
+        )
+
+    def offer(
+        self, base: Base, target: bytes, headers: Headers, body: bytes, then: Callable[[Http1Answer], None]
+    ) -> Http1Answer | None:
+        """POST without a task, if a connection is kept; else nothing is done, and None returned. See `Pool.offer`.
+
+        Raises Unsendable.
+        """
+        if self._tunnel is not None:
+            return None
+        headers = [(b"host", base.host), *headers, (b"content-length", b"%d" % len(body))]
+        return self._pool.offer(base.origin, base.name, _head("POST", base.path + target or b"/", headers), body, then)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -69,10 +98,7 @@ class Upstream:
 
 def _head(method: str, target: bytes, headers: Headers) -> bytes:
     """The request line and the headers. Raises Unsendable where one of them would begin another line."""
-    parts = [method.encode(), b" ", target, b" HTTP/1.1"]
-    for name, value in headers:
-        parts += (b"\r\n", name, b": ", value)
-    head = b"".join(parts)
+    head = b"\r\n".join([method.encode() + b" " + target + b" HTTP/1.1", *[name + b": " + value for name, value in headers]])
     if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers) or b"\0" in head:
         raise Unsendable("the request has a header or a path that HTTP/1.1 does not allow")
     return head + b"\r\n\r\n"

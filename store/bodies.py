@@ -6,12 +6,14 @@ import orjson
 
 from store import answers, tasks
 from store.answers import Answer
+from store.chat import CHAT, as_chat
 
 _INT_MAX = 2**31 - 1
 
 
-def columns(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
+def columns(request: dict[str, Any], answer: Answer, endpoint: str = CHAT) -> dict[str, Any]:
     """Model, texts, finish reason, token counts and meta of one exchange. Never raises for a strange request."""
+    request = as_chat(endpoint, request)
     model = request.get("model")
     return {
         "model": text(model, 200) if isinstance(model, str) else "",

@@ -44,6 +44,14 @@ def spawn(
     )
 
 
+def follow(parent: int) -> None:
+    """In a child: die (SIGKILL) with the process that started it; on Linux. Exits if that one is dead already."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
 def stop(child: subprocess.Popen[bytes], grace: float) -> int:
     """SIGTERM to the child's whole group, SIGKILL after `grace` seconds. Returns its exit code (negative: by signal)."""
     if child.returncode is not None:  # waited for before: its id may be somebody else's by now

@@ -9,16 +9,22 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import orjson
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
+from store.chat import CHAT, RESPONSES, as_chat
 from store.tables import Task
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/-]{0,99}")
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_REMEMBERED = 256  # identities, each with what stays fixed in its requests, if that is
+_SHORT = 32_768  # characters at most: what is remembered is not to fill the memory
 
 
 @dataclass(frozen=True)
@@ -38,23 +44,25 @@ class BadTaskName(ValueError):
         return f"{self.args[0]!r} is no task name: {BadTaskName.__doc__}"
 
 
-def identify(request: Mapping[str, Any], name: str | None = None) -> Identity:
-    """The task of a chat completion request. Raises BadTaskName for an explicit name that is none.
+def identify(request: dict[str, Any], name: str | None = None, endpoint: str = CHAT) -> Identity:
+    """The task of a request to one of the completion endpoints. Raises BadTaskName for an explicit name that is none.
 
     Never raises for a strange body: what is not there or has another type counts as absent.
     """
+    if endpoint == RESPONSES:  # whose turns may be many, and do not matter here
+        items = request.get("input")
+        request = {**request, "input": [item for item in items if _is_fixed(item)] if isinstance(items, list) else None}
+    request = as_chat(endpoint, request)
     metadata = request.get("metadata")
     if not name and isinstance(metadata, dict) and isinstance(metadata.get("task"), str):
         name = metadata["task"]
     if name and not NAME.fullmatch(name):
         raise BadTaskName(name)
-    model = request.get("model") if isinstance(request.get("model"), str) else ""
-    system = system_text(request)
-    digest = _digest(["key", model, system, request.get("tools"), request.get("response_format")])
-    keyed = Identity(id=f"task_{digest}", name=_invent_name(system, digest), teacher_model=model or "", system=system)
+    model, tools, wanted = request.get("model"), request.get("tools"), request.get("response_format")
+    keyed = _keyed(model if isinstance(model, str) else "", system_text(request), tools, wanted)
     if not name or name in (keyed.id, keyed.name):
         return keyed
-    return replace(keyed, id=f"task_{_digest(['name', name])}", name=name)
+    return Identity(id=_named(name), name=name, teacher_model=keyed.teacher_model, system=keyed.system)
 
 
 def system_text(request: Mapping[str, Any]) -> str:
@@ -62,8 +70,7 @@ def system_text(request: Mapping[str, Any]) -> str:
     messages = request.get("messages")
     if not isinstance(messages, list):
         return ""
-    fixed = [m for m in messages if isinstance(m, dict) and m.get("role") in ("system", "developer")]
-    return "\n\n".join(text_of(m.get("content")) for m in fixed)
+    return "\n\n".join([text_of(message.get("content")) for message in messages if _is_fixed(message)])
 
 
 def text_of(content: Any) -> str:
@@ -102,6 +109,34 @@ def find(session: Session, name_or_id: str) -> Task | None:
     return session.get(Task, name_or_id) or session.exec(select(Task).where(Task.name == name_or_id)).first()
 
 
+def _is_fixed(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ("system", "developer")
+
+
+def _keyed(model: str, system: str, tools: Any, wanted: Any) -> Identity:
+    try:
+        fixed = b"" if tools is None and wanted is None else orjson.dumps([tools, wanted])
+    except TypeError:  # nested deeper than orjson writes
+        return _identity(model, system, tools, wanted)
+    short = len(model) + len(system) + len(fixed) <= _SHORT
+    return _remembered(model, system, fixed) if short else _identity(model, system, tools, wanted)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(model: str, system: str, fixed: bytes) -> Identity:
+    return _identity(model, system, *(orjson.loads(fixed) if fixed else (None, None)))
+
+
+def _identity(model: str, system: str, tools: Any, wanted: Any) -> Identity:
+    digest = _digest(["key", model, system, tools, wanted])
+    return Identity(id=f"task_{digest}", name=_invent_name(system, digest), teacher_model=model, system=system)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _named(name: str) -> str:
+    return f"task_{_digest(['name', name])}"
+
+
 def _digest(parts: list[Any]) -> str:
     try:
         text = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
@@ -126,5 +161,5 @@ def _tokens(value: Any) -> Iterator[str]:
 
 
 def _invent_name(system: str, digest: str) -> str:
-    words = re.findall(r"[A-Za-z0-9]+", system)[:6]
-    return "-".join([*(w.lower() for w in words), digest[:6]])[:100] if words else f"no-system-{digest[:6]}"
+    words = [found.group().lower() for found in islice(_WORD.finditer(system), 6)]
+    return "-".join([*words, digest[:6]])[:100] if words else f"no-system-{digest[:6]}"

@@ -1,7 +1,6 @@
 """captures, capture, pairs, pair; approve, reject, correct, tag."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import typer
 from admin.commands import screen
 from admin.commands.groups import command_group
 from admin.commands.screen import AfterOption, AsJson, LimitOption, Note, TaskOption
+from store.chat import CHAT, as_chat
 from store.states import CaptureStatus, PairStatus, Server, Split
 
 app = command_group()
@@ -77,7 +77,7 @@ def capture(target: Target, as_json: AsJson = False) -> None:
             **{name: value for name, value in found if name not in hidden},
             "what that means": found.status.sentence,
             "pair": f"{found.pair.id} ({found.pair.split or found.pair.reason})" if found.pair else None,
-            "messages": _messages(found.request),
+            "messages": _messages(found.request, found.endpoint),
             **_answers(found.teacher, found.student),
             "reviews": _reviews(found.reviews),
         }
@@ -202,8 +202,8 @@ def _review(verb: str, target: str, note: str, as_json: bool, **more: Any) -> No
     typer.echo(f"{found.capture_id}: {found.kind}. {found.kind.sentence}")
 
 
-def _messages(request: Any) -> str:
-    messages = request.get("messages") if isinstance(request, Mapping) else None
+def _messages(request: Any, endpoint: str = CHAT) -> str:
+    messages = as_chat(endpoint, request).get("messages") if isinstance(request, dict) else None
     if not isinstance(messages, list):
         return screen.text(request)
     return "\n".join(f"[{m.get('role')}] {screen.text(m.get('content') or m.get('tool_calls'))}" for m in messages)

@@ -13,21 +13,29 @@ from admin.commands.screen import AsJson, LimitOption
 
 app = command_group()
 
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Processes of the proxy that answer requests. Default: STILLROOM_WORKERS, or 1.")
+]
+
 
 @app.command(rich_help_panel="Run")
 def up(
     without: Annotated[str, typer.Option(help="Rooms to leave out, such as distill,serving.", metavar="ROOM,...")] = "",
+    workers: WorkersOption = None,
 ) -> None:
     """Everything, supervised: proxy, distill, serving with vLLM, admin. Ctrl-C stops it."""
     from admin import up
+
+    if workers is not None:
+        os.environ["STILLROOM_WORKERS"] = str(workers)
 
     raise typer.Exit(up.run(screen.settings(), [room.strip() for room in without.split(",") if room.strip()]))
 
 
 @app.command(rich_help_panel="Run")
-def proxy() -> None:
+def proxy(workers: WorkersOption = None) -> None:
     """The proxy alone."""
-    _become("proxy")
+    _become("proxy", *([] if workers is None else ["--workers", str(workers)]))
 
 
 @app.command(rich_help_panel="Run")
@@ -119,7 +127,7 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _become(room: str) -> None:
+def _become(room: str, *options: str) -> None:
     """Turn this process into the room's."""
     from admin.problems import Unavailable
     from admin.supervisor import room_command, room_environment
@@ -128,4 +136,4 @@ def _become(room: str) -> None:
     screen.settings()
     if why := not_runnable(room):
         raise Unavailable(f"{room} cannot run here. {why}", "not_installed")
-    os.execve(sys.executable, room_command(room), {**os.environ, **room_environment()})  # noqa: S606 - no shell is the point
+    os.execve(sys.executable, [*room_command(room), *options], {**os.environ, **room_environment()})  # noqa: S606 - no shell is the point

@@ -1,5 +1,6 @@
 """Serving with the real vLLM and the real base model: starts, loads, answers, renders as training does, outlives kill -9."""
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import psutil
 import pytest
+from openai.types.responses import Response, ResponseCompletedEvent
 from sqlmodel import select
 
 from distill import render
+from proxy.student import NoAnswer, Students
 from serving.base import prepare
 from serving.settings import ServingSettings
 from serving.vllm import AdapterMissing, StudentServer
-from store import children, migrate
+from store import answers, chat, children, migrate, prompts
 from store.session import Database
 from store.states import EngineStatus, RolloutStage
 from store.tables import Adapter, Dataset, Engine, Rollout, Run, Task
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.timeout(900)
 MODELS = Path(os.environ.get("STILLROOM_MODELS_DIR", Path(__file__).parents[2] / ".cache" / "models"))
 ADAPTERS = ("task_1@v1", "task_2@v1")
 SYSTEM = {"role": "system", "content": "You triage support tickets. Answer with a JSON object and nothing else."}
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -39,7 +43,11 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Zürich", "days": 2}'}}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": '{"city": "Zürich", "days": 2}'},
+}
 
 
 @dataclass
@@ -233,6 +241,139 @@ def test_a_training_prompt_has_the_ids_that_vllm_makes_of_the_same_request(
     tokenizer = AutoTokenizer.from_pretrained(serving.base)
     with serving.server() as server:
         assert render.prompt_ids(tokenizer, messages, tools) == server.tokenize(ADAPTERS[0], messages, tools)
+
+
+RESPONSES_WEATHER: dict[str, Any] = {"type": "function", **WEATHER["function"], "strict": True}
+RESPONSES_CALL: dict[str, Any] = {
+    "type": "function_call",
+    "id": "fc_1",
+    "call_id": "call_1",
+    "status": "completed",
+    **CALL["function"],
+}
+SAID = [{"type": "output_text", "text": "an ", "annotations": []}, {"type": "output_text", "text": "answer", "annotations": []}]
+RESPONSES_QUESTION = {
+    "model": "big",
+    "instructions": SYSTEM["content"],
+    "input": "My parcel has not arrived.",
+    "metadata": {"a": "b"},
+}
+LABEL = {
+    "type": "object",
+    "properties": {"label": {"enum": ["card", "parcel"]}},
+    "required": ["label"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"input": "no system prompt"},
+        {
+            "instructions": "Be short.",
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": "Päckchen? 🙂\n\n two "}]}],
+        },
+        {
+            "input": [
+                {"role": "developer", "content": "Be short."},
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "one part"}, {"type": "input_text", "text": "another"}],
+                },
+                {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
+                {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": SAID},
+                {"role": "user", "content": "second"},
+            ]
+        },
+        {
+            "instructions": "Be short.",
+            "input": [
+                {"role": "user", "content": "weather?"},
+                RESPONSES_CALL,
+                {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
+                {"role": "user", "content": "thanks"},
+            ],
+            "tools": [RESPONSES_WEATHER],
+        },
+    ],
+)
+def test_a_responses_request_has_the_ids_of_the_pair_that_is_made_of_it(serving: Serving, request_: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    view = chat.as_chat(chat.RESPONSES, request_)
+    expected = render.prompt_ids(AutoTokenizer.from_pretrained(serving.base), view["messages"], view.get("tools"))
+    body = prompts.for_student({**request_, "max_output_tokens": 1}, ADAPTERS[0], None, chat.RESPONSES)
+    answer = httpx.post(f"{serving.row().url}/v1/responses", json={**body, "enable_response_messages": True}, timeout=60)
+    assert answer.json()["input_messages"][0]["tokens"] == expected
+    assert answer.json()["model"] == ADAPTERS[0]
+
+
+def asked(serving: Serving, model: str, endpoint: str, request: dict[str, Any]) -> bytes:
+    """What a client gets that asks the proxy's endpoint, where the student answers it."""
+
+    async def ask() -> bytes:
+        students = Students(timeout=60)
+        try:
+            answer = await students.ask([str(serving.row().url)], model, request, serving.row().context, endpoint)
+            return b"".join([chunk async for chunk in answer])
+        finally:
+            await students.close()
+
+    return asyncio.run(ask())
+
+
+def test_a_response_keeps_to_its_schema_whole_and_streamed(serving: Serving) -> None:
+    wanted = {"text": {"format": {"type": "json_schema", "name": "x", "schema": LABEL, "strict": True}}, "max_output_tokens": 200}
+    whole = Response.model_validate_json(asked(serving, "smollm2", chat.RESPONSES, {**RESPONSES_QUESTION, **wanted}))
+    assert (whole.model, whole.status, whole.metadata) == ("big", "completed", {"a": "b"})
+    assert orjson.loads(whole.output_text)["label"] in ("card", "parcel")
+    body = asked(serving, "smollm2", chat.RESPONSES, {**RESPONSES_QUESTION, **wanted, "stream": True})
+    happened = [orjson.loads(data) for data in answers.events(body)]
+    assert [event["sequence_number"] for event in happened] == list(range(len(happened)))
+    assert body.count(b"event: ") == len(happened)
+    assert {event["response"]["model"] for event in happened if "response" in event} == {"big"}
+    streamed = ResponseCompletedEvent.model_validate(happened[-1]).response
+    assert orjson.loads(streamed.output_text) == orjson.loads(whole.output_text)
+    read = answers.read_stream(body, chat.RESPONSES)
+    assert (read.ended, read.finish_reason, read.message["content"]) == (True, "stop", streamed.output_text)
+    assert whole.usage is not None
+    assert read.prompt_tokens == whole.usage.input_tokens
+
+
+def test_a_function_is_called_in_a_response(serving: Serving) -> None:
+    wanted = {"tools": [RESPONSES_WEATHER], "tool_choice": "required", "max_output_tokens": 100}
+    for streamed in (False, True):
+        body = asked(serving, "smollm2", chat.RESPONSES, {**RESPONSES_QUESTION, **wanted, "stream": streamed})
+        read = answers.read(body, stream=streamed, endpoint=chat.RESPONSES)
+        assert read.finish_reason == "tool_calls"
+        assert read.message["tool_calls"][0]["function"]["name"] == "get_weather"
+
+
+def test_a_response_that_is_cut_short_is_the_teachers_and_a_stream_says_so(serving: Serving) -> None:
+    request = {**RESPONSES_QUESTION, "input": "Tell me a long story.", "instructions": None, "max_output_tokens": 8}
+    with pytest.raises(NoAnswer, match="length"):
+        asked(serving, "smollm2", chat.RESPONSES, request)
+    body = asked(serving, "smollm2", chat.RESPONSES, {**request, "stream": True})
+    assert b"event: response.incomplete\n" in body
+    assert answers.read_stream(body, chat.RESPONSES).finish_reason == "length"
+
+
+def test_each_endpoint_gives_the_same_answer_in_its_own_shape(serving: Serving) -> None:
+    question = "What is the capital of France? Answer in one word."
+    requests: dict[str, dict[str, Any]] = {
+        chat.CHAT: {"messages": [{"role": "user", "content": question}]},
+        chat.TEXT: {"prompt": question},
+        chat.RESPONSES: {"input": question},
+    }
+    found = {
+        answers.read(
+            asked(serving, "smollm2", endpoint, {"model": "big", **request, **more}), stream=bool(more), endpoint=endpoint
+        ).message["content"]
+        for endpoint, request in requests.items()
+        for more in ({}, {"stream": True})
+    }
+    assert len(found) == 1
 
 
 def test_a_vllm_killed_in_the_middle_of_an_answer_comes_back_with_its_adapters(serving: Serving) -> None:

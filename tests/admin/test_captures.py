@@ -9,6 +9,7 @@ import pytest
 from admin import captures, reviews
 from admin.captures import Filter
 from admin.problems import NotFound
+from store.chat import RESPONSES
 from store.columns import now
 from store.session import Database
 from store.states import CaptureStatus, ReviewKind, Server, Split
@@ -161,6 +162,31 @@ def test_a_streams_deltas_are_shown_as_one_message(db: Database) -> None:
         one = captures.one(session, capture.id)
     assert one.response["message"] == {"role": "assistant", "content": "even"}
     assert one.response["ended"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_is_shown_as_a_message(db: Database, stream: bool) -> None:
+    call = {"type": "function_call", "call_id": "call_1", "name": "find", "arguments": "{}"}
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "odd"}]}
+    response = {"status": "completed", "output": [said, call], "usage": {"input_tokens": 3, "output_tokens": 1}}
+    body = orjson.dumps(response)
+    if stream:
+        body = b"event: x\ndata: " + orjson.dumps({"type": "response.completed", "response": response}) + b"\n\n"
+    with db.begin() as session:
+        capture = rows.capture(session, "3?", endpoint=RESPONSES, stream=stream, response=body)
+    with db.read() as session:
+        found = captures.one(session, capture.id)
+    message = {
+        "role": "assistant",
+        "content": "odd",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}],
+    }
+    assert found.teacher is not None
+    assert (found.teacher.message, found.teacher.finish_reason) == (message, "tool_calls")
+    assert found.response == (response if not stream else {
+        "message": message, "finish_reason": "tool_calls", "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+        "error": None, "ended": True,
+    })  # fmt: skip
 
 
 def test_bodies_that_are_no_json_are_shown_as_text(db: Database) -> None:

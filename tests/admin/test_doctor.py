@@ -42,7 +42,7 @@ def examine(tmp_path: Path, teacher: str) -> Callable[..., dict[str, Check]]:
     """The doctor's checks by name, on a machine where all is well but for what is given."""
 
     def examine(**changes: Any) -> dict[str, Check]:
-        well = {"home": tmp_path, "database_url": None, "teacher_url": teacher, "teacher_key": None}
+        well = {"home": tmp_path, "database_url": None, "teacher_url": teacher, "teacher_key": None, "teachers": None}
         ports = {"proxy_port": free_port(), "admin_port": free_port()}
         return {check.name: check for check in doctor.examine(AdminSettings(**{**well, **ports, **changes}))}
 
@@ -91,6 +91,52 @@ def test_a_teacher_that_does_not_answer_is_told(examine: Examine, url: str) -> N
     check = examine(teacher_url=url)["teacher"]
     assert check.mark == Mark.FAILED
     assert "STILLROOM_TEACHER_URL" in check.says
+
+
+def test_each_teacher_of_a_file_is_tried_with_its_own_key(
+    examine: Examine, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = [
+        ("good", teacher, 'key_env = "GOOD_KEY"'),
+        ("bad", teacher, 'key_file = "bad.key"'),
+        ("none", teacher, ""),
+        ("unset", teacher, 'key_env = "NO_SUCH_KEY"'),
+        ("away", "http://127.0.0.1:9/v1", ""),
+        ("azure", teacher.removesuffix("/v1"), 'format = "azure-deployments"\napi_version = "2024-10-21"'),
+    ]
+    file = tmp_path / "teachers.toml"
+    file.write_text("".join(f'[[teacher]]\nname = "{name}"\nurl = "{url}"\n{more}\n' for name, url, more in tables))
+    (tmp_path / "bad.key").write_text("sk-bad")
+    monkeypatch.setenv("GOOD_KEY", "sk-good")
+    checks = examine(teachers=file)
+    found = {name: (checks[f"teacher: {name}"].mark, checks[f"teacher: {name}"].says) for name, *_ in tables}
+    assert {name: mark for name, (mark, _) in found.items() if mark != Mark.FAILED} == {
+        "good": Mark.OK,
+        "none": Mark.OK,
+        "azure": Mark.WARNING,
+    }
+    assert "refuses the key in" in found["bad"][1]
+    assert "teacher 'unset': the environment variable NO_SUCH_KEY is not set" in found["unset"][1]
+    assert f"its url in {file}" in found["away"][1]
+    assert "/openai/models?api-version=2024-10-21 answers 404" in found["azure"][1]
+    assert checks["teacher"].mark == Mark.OK  # STILLROOM_TEACHER_URL, for what none of them answers
+    assert "sk-" not in "".join(check.says for check in checks.values())
+
+
+def test_a_file_of_teachers_that_cannot_be_used_is_told(examine: Examine, tmp_path: Path) -> None:
+    (tmp_path / "teachers.toml").write_text('[[teacher]]\nname = "a"\nurl = "https://a.test"\nkey = "sk-secret"')
+    check = examine(teachers=tmp_path / "teachers.toml")["teachers"]
+    assert check.mark == Mark.FAILED
+    assert "teacher 'a': `key` is refused" in check.says
+    assert "sk-secret" not in check.says
+
+
+def test_a_key_that_no_teacher_is_sent_is_told(examine: Examine, teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "teachers.toml").write_text(f'[[teacher]]\nname = "a"\nurl = "{teacher}"\ndefault = true')
+    assert "teachers" not in examine(teachers=tmp_path / "teachers.toml")
+    check = examine(teachers=tmp_path / "teachers.toml", teacher_key="sk-good")["teachers"]
+    assert check.mark == Mark.NOTE
+    assert "STILLROOM_TEACHER_KEY is sent nowhere" in check.says
 
 
 def test_a_port_that_another_has_is_told(examine: Examine, teacher: str) -> None:

@@ -7,6 +7,7 @@ from sqlmodel import Session
 
 from admin import reviews
 from admin.problems import Invalid, NotFound
+from store.chat import RESPONSES
 from store.session import Database
 from store.states import ReviewKind
 from tests.admin import rows
@@ -54,6 +55,18 @@ def test_distill_learns_what_people_said(db: Database) -> None:
         reviews.reject(session, bad.id, by="me")
         train, _ = datasets.select_rows(session, wrong.task_id, Policy())
     assert sorted(row.completion["content"] for row in train) == ["corrected", "right"]
+
+
+def test_a_correction_fits_the_request_as_its_endpoint_says_it(db: Database) -> None:
+    asked = {"tools": [{"type": "function", "name": "find"}], "text": {"format": {"type": "json_object"}}}
+    call = {"function": {"name": "find", "arguments": "{}"}}
+    with db.begin() as session:
+        capture = rows.capture(session, "3?", "even", request=asked, endpoint=RESPONSES)
+        review = reviews.correct(session, capture.id, {"tool_calls": [call]}, by="me")
+        assert review.correction is not None
+        assert review.correction["tool_calls"][0]["function"]["name"] == "find"
+        with pytest.raises(Invalid, match="json_object"):
+            reviews.correct(session, capture.id, "odd", by="me")
 
 
 def test_an_unknown_target_is_told(db: Database) -> None:

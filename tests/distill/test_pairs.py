@@ -1,17 +1,20 @@
 """Which captures become pairs, and on which side of the split."""
 
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
 from sqlmodel import select
 
 from distill import pairs
+from store import tasks
+from store.chat import RESPONSES, TEXT
 from store.policy import Policy
 from store.session import Database
 from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
 from store.tables import Capture, Pair, Review
-from tests.distill.conftest import exchange
+from tests.distill.conftest import SYSTEM, exchange
 
 POLICY = Policy()
 
@@ -52,6 +55,80 @@ def test_a_streamed_answer_makes_the_same_pair_as_a_whole_one() -> None:
     body = b"".join(b"data: " + orjson.dumps(e) + b"\n\n" for e in events) + b"data: [DONE]\n\n"
     streamed, whole = (pairs.judge(c, POLICY) for c in (exchange("4", "", stream=True, response=body), exchange("4", "even")))
     assert streamed.content_hash == whole.content_hash
+
+
+CALL = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "f", "arguments": "{}"}
+
+
+def answered(*output: dict[str, Any], request: dict[str, Any] | None = None, status: str = "completed") -> Capture:
+    """A capture of /v1/responses; the answer is "even" unless it is told otherwise."""
+    asked = {"model": "big", "instructions": SYSTEM["content"], "input": "4", **(request or {})}
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "even"}]}
+    response = orjson.dumps({"object": "response", "status": status, "output": output or [said]})
+    return at(RESPONSES, asked, response)
+
+
+def at(endpoint: str, asked: dict[str, Any], response: bytes) -> Capture:
+    capture = exchange("", "", endpoint=endpoint, response=response, task_id=tasks.identify(asked, endpoint=endpoint).id)
+    capture.request = orjson.dumps(asked)
+    return capture
+
+
+def test_the_same_question_and_answer_make_the_same_pair_at_each_endpoint() -> None:
+    chat, responses = pairs.judge(exchange("4", "even"), POLICY), pairs.judge(answered(), POLICY)
+    same = ("status", "task_id", "messages", "tools", "completion", "content_hash", "prompt_hash", "conversation", "split")
+    assert {name: getattr(chat, name) for name in same} == {name: getattr(responses, name) for name in same}
+    alone = exchange("4", "even", request={"messages": [{"role": "user", "content": "4"}]})
+    text = at(TEXT, {"model": "big", "prompt": "4"}, b'{"choices": [{"index": 0, "text": "even", "finish_reason": "stop"}]}')
+    one, two = pairs.judge(alone, POLICY), pairs.judge(text, POLICY)
+    assert (one.content_hash, one.conversation, two.status) == (two.content_hash, two.conversation, PairStatus.READY)
+
+
+def test_turns_of_one_responses_conversation_fall_on_one_side_whatever_their_form() -> None:
+    said = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "even"}]}
+    first = {"role": "user", "content": [{"type": "input_text", "text": "4"}]}
+    later = answered(request={"input": [first, {"type": "reasoning", "summary": []}, said, {"role": "user", "content": "5"}]})
+    assert pairs.judge(later, POLICY).conversation == pairs.judge(answered(), POLICY).conversation
+
+
+def test_a_tool_called_in_a_response_is_a_pair() -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    result = {"type": "function_call_output", "call_id": "call_1", "output": "even"}
+    pair = pairs.judge(answered(CALL, request={"tools": [tool], "input": [{"role": "user", "content": "4"}, CALL, result]}), POLICY)
+    assert (pair.status, pair.tools) == (
+        PairStatus.READY,
+        [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    )
+    assert pair.completion["tool_calls"] == pair.messages[2]["tool_calls"]
+    assert pair.completion["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("capture", "reason"),
+    [
+        (answered(request={"previous_response_id": "resp_1"}), "its previous_response_id cannot be shown"),
+        (answered(request={"tools": [{"type": "web_search"}]}), "its tools cannot be shown"),
+        (answered(request={"input": [{"role": "user", "content": [{"type": "input_image"}]}]}), "its input cannot be shown"),
+        (answered(status="incomplete"), "did not finish: length"),
+        (answered(status="queued"), "did not finish: queued"),
+        (answered(status="failed"), "error"),
+        (answered({"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}), "refused"),
+        (answered({"type": "custom_tool_call", "call_id": "c", "name": "f", "input": "x"}), "not of a function"),
+        (answered({"type": "reasoning", "summary": []}), "empty"),
+    ],
+)
+def test_what_of_the_responses_api_no_student_can_learn_is_left_out(capture: Capture, reason: str) -> None:
+    pair = pairs.judge(capture, POLICY)
+    assert pair.status == PairStatus.EXCLUDED
+    assert reason in pair.reason
+
+
+def test_captures_of_every_endpoint_are_looked_at(db: Database, put: Callable[..., str]) -> None:
+    chat, responses = exchange("6", "even"), answered()
+    assert responses.task_id == chat.task_id
+    passed_through = exchange("8", "even", endpoint="/v1/embeddings")
+    found = made(db, put(chat, responses, passed_through))
+    assert {pair.capture_id for pair in found if pair.status == PairStatus.READY} == {chat.id, responses.id}
 
 
 def test_exact_duplicates_count_once_and_nothing_is_looked_at_twice(db: Database, put: Callable[..., str]) -> None:

@@ -11,8 +11,9 @@ import orjson
 import pytest
 from sqlmodel import select
 
-from proxy.__main__ import make_server
+from proxy.drainer import Drainer
 from proxy.settings import ProxySettings
+from proxy.worker import make_server
 from store import migrate, routes, tasks
 from store.session import Database
 from store.states import EngineStatus
@@ -42,11 +43,13 @@ def until(look: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 class Running:
-    """A proxy that serves in a thread of this process, just as `python -m proxy` does."""
+    """A worker and the drainer in threads of this process, just as `python -m proxy` has them in processes."""
 
     def __init__(self, settings: ProxySettings) -> None:
         self.settings = settings
+        self._drainer = Drainer(Database(settings.url), settings.home_path / "spool")
         self._server = make_server(settings)
+        self._drainer.start()
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         until(lambda: self._server.started)
@@ -68,6 +71,13 @@ class Running:
         if wait:
             self._thread.join(60)
             assert not self._thread.is_alive()
+            self._drainer.stop(10)
+        else:
+            threading.Thread(target=self._end, daemon=True).start()
+
+    def _end(self) -> None:
+        self._thread.join(60)
+        self._drainer.stop(10)
 
 
 @pytest.fixture

@@ -1,16 +1,19 @@
 """Chat completions through the teacher: the same bytes both ways, and a capture that says what happened."""
 
-import asyncio
 import gzip
 import socket
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import Mock
 
 import httpx
 import orjson
 import pytest
 
 from proxy.app import Proxy
+from proxy.client import Client
 from proxy.settings import ProxySettings
 from store.states import CaptureStatus, Server
 from tests.proxy.conftest import KEY, chat, until
@@ -269,20 +272,34 @@ def test_the_strangest_answer_is_passed_on_and_stored(start, teacher, captures):
     assert proxy.ready()["rejected"] == 0
 
 
-def test_a_failure_of_our_own_has_an_id_that_the_log_has_too_and_no_line_of_the_clients(home, caplog):
-    head = {"type": "http", "method": "POST", "query_string": b"", "headers": [(b"content-length", b"many")]}
-    sent = []
+class Broken(Mapping[str, object]):
+    """Routes that nobody can read: a fault of our own."""
 
-    async def send(message):
-        sent.append(message)
+    def __getitem__(self, key: str) -> object:
+        raise RuntimeError("a fault of our own")
 
-    for path, raw_path in [("/v1/x\nforged: line", b"/v1/x%0Aforged: line"), ("/v1/chat/completions", b"/v1/chat/completions")]:
-        asyncio.run(Proxy(ProxySettings(home=home))({**head, "path": path, "raw_path": raw_path}, asyncio.Event().wait, send))
-        assert sent[0]["status"] == 500
-        id = dict(sent[0]["headers"])[b"x-stillroom-id"].decode()
-        assert caplog.messages[-1].startswith(f"{id}: POST b'/v1/")
-        assert "\n" not in caplog.messages[-1]
-        sent.clear()
+    __iter__ = __len__ = __getitem__  # type: ignore[assignment]
+
+
+def test_a_failure_of_our_own_has_an_id_that_the_log_has_too_and_no_line_of_the_clients(home, teacher, caplog):
+    proxy = Proxy(ProxySettings(home=home, teacher_url=f"{teacher.url}/v1"))
+    proxy._routes.table = replace(proxy._routes.table, targets=Broken())
+
+    class Connection:
+        transport = Mock()
+
+        def done(self, client: Client) -> None:
+            pass
+
+    connection = Connection()
+    client = Client(connection, "POST", b"/v1/chat/completions", b"forged: \r\nline", [], keep_alive=True, expects=False, old=False)
+    client.feed(orjson.dumps(chat()))
+    client.fed()
+    proxy.accept(client, None)
+    answer = b"".join(call.args[0] for call in connection.transport.write.call_args_list)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert f"x-stillroom-id: {client.id}\r\n".encode() in answer
+    assert caplog.messages[-1] == f"{client.id}: POST b'/v1/chat/completions' failed"
 
 
 @pytest.mark.parametrize("coded", [True, False])

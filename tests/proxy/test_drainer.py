@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import select
 
 from proxy.drainer import Drainer
-from proxy.spool import Folder, Spool
+from proxy.spool import Folder, NotKept, Spool
 from store import migrate
 from store.session import Database
 from store.states import CaptureStatus
@@ -48,9 +48,9 @@ def test_what_was_stored_before_is_not_stored_again(start, home, db, captures, t
     spool = next(path for path in (home / "spool").iterdir() if path.is_dir())
     shutil.copytree(spool, tmp_path / "copy")
     first = captures(1)
-    shutil.copytree(tmp_path / "copy", home / "spool" / "dead")  # as if the process had died right after storing
+    shutil.copytree(tmp_path / "copy", home / "spool" / "9-dead")  # as if the process had died right after storing
     again = start()
-    until(lambda: not (home / "spool" / "dead").exists())
+    until(lambda: not (home / "spool" / "9-dead").exists())
     assert again.ready()["database"] == "ok"
     assert [capture.id for capture in captures(1)] == [capture.id for capture in first]
 
@@ -61,7 +61,7 @@ def test_a_stop_stores_what_is_there_and_leaves_no_folder(start, home, captures,
         proxy.chat()
     proxy.stop()
     assert len(captures(3)) == 3
-    assert list((home / "spool").iterdir()) == []
+    assert not any(path.is_dir() for path in (home / "spool").iterdir())
 
 
 def test_two_proxies_on_one_home_do_not_take_each_others_spool(start, home, captures, db):
@@ -87,7 +87,7 @@ def test_a_full_spool_serves_counts_and_tells(start, captures, db, caplog):
 
 def spooled(root: Path, captures: dict[str, float]) -> Spool:
     """A spool with whole exchanges in it: their ids, and when they began."""
-    spool = Spool(Folder.make(root), max_bytes=10**6, segment_bytes=10**6)
+    spool = Spool(Folder.make(root), max_bytes=10**6, segment_bytes=10**6, grouped=False)
     for id, at in captures.items():
         add(spool, id, at)
     return spool
@@ -95,8 +95,10 @@ def spooled(root: Path, captures: dict[str, float]) -> Spool:
 
 def add(spool: Spool, id: str, at: float) -> None:
     meta = {"kind": "begin", "id": id, "at": at, "endpoint": "/v1/chat/completions", "task": None, "retry_count": 0}
-    spool.append(meta, b'{"model": "m", "messages": []}')
-    spool.append({"kind": "end", "id": id, "status": "complete", "http_status": 200}, b"{}")
+    told: list[NotKept | None] = []
+    spool.append(meta, b'{"model": "m", "messages": []}', told.append)
+    spool.append({"kind": "end", "id": id, "status": "complete", "http_status": 200}, b"{}", told.append)
+    assert told == [None, None]
 
 
 def stored(db: Database) -> set[str]:
@@ -105,8 +107,8 @@ def stored(db: Database) -> set[str]:
 
 
 def test_one_capture_that_cannot_be_stored_is_set_aside_and_the_others_are_stored(db, tmp_path):
-    spool = spooled(tmp_path / "spool", {"cap_1": 1.0, "cap_2": 1e30, "cap_3": 3.0})  # no calendar has that date
-    drainer = Drainer(db, tmp_path / "spool", spool)
+    spooled(tmp_path / "spool", {"cap_1": 1.0, "cap_2": 1e30, "cap_3": 3.0})  # no calendar has that date
+    drainer = Drainer(db, tmp_path / "spool")
     assert drainer.turn()
     assert stored(db) == {"cap_1", "cap_3"}
     assert drainer.rejected == 1
@@ -122,9 +124,10 @@ def test_a_database_that_takes_no_row_at_all_is_waited_for_and_nothing_is_set_as
         faults.append((f"{read_only} on", f"SET TRANSACTION READ WRITE; {read_only} off"))
         renamed = "ALTER TABLE captures RENAME COLUMN"
         faults.append((f"{renamed} error TO mistake", f"{renamed} mistake TO error"))
+    drainer = Drainer(blank, root)
     for number, (breaks, mends) in enumerate(faults):
         _run(blank, breaks)
-        drainer = Drainer(blank, root, spooled(root, {f"cap_{number}": 1.0}))
+        spooled(root, {f"cap_{number}": 1.0})
         assert not drainer.turn()
         assert (drainer.rejected, (root / "rejected").exists()) == (0, False)
         assert drainer.database not in {"ok", "not tried yet"}
@@ -135,7 +138,7 @@ def test_a_database_that_takes_no_row_at_all_is_waited_for_and_nothing_is_set_as
 
 def test_a_sqlite_file_that_is_damaged_is_waited_for_too(home, db):
     file, spool = home / "stillroom.db", spooled(home / "spool", {"cap_1": 1.0})
-    drainer = Drainer(db, home / "spool", spool)
+    drainer = Drainer(db, home / "spool")
     assert drainer.turn()
     db.close()  # its -wal goes into the file
     whole = file.read_bytes()
@@ -158,33 +161,33 @@ def _run(db: Database, statements: str) -> None:
 
 def test_a_dead_folder_that_cannot_be_read_keeps_nobody_waiting_and_is_told_once(db, tmp_path, caplog):
     root = tmp_path / "spool"
-    spool = spooled(root, {"cap_own": 1.0})
-    (root / "closed" / "lock").mkdir(parents=True)  # no file that can be opened
-    for name in ("broken", "dead"):
+    spooled(root, {"cap_own": 1.0})
+    (root / "1-closed" / "lock").mkdir(parents=True)  # no file that can be opened
+    for name in ("2-broken", "3-dead"):
         (root / name).mkdir()
         (root / name / "lock").touch()
-    (root / "broken" / "00000001.seg").mkdir()
-    shutil.copy(spooled(tmp_path / "other", {"cap_dead": 1.0}).active, root / "dead" / "00000001.seg")
-    drainer = Drainer(db, root, spool)
+    (root / "2-broken" / "00000001.seg").mkdir()
+    (segment,) = spooled(tmp_path / "other", {"cap_dead": 1.0}).folder.segments()
+    shutil.copy(segment, root / "3-dead" / "00000001.seg")
+    drainer = Drainer(db, root)
     assert drainer.turn()
     assert stored(db) == {"cap_own", "cap_dead"}
-    assert not (root / "dead").exists()
-    drainer._looked = float("-inf")
+    assert not (root / "3-dead").exists()
     assert drainer.turn()
     told = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    assert [str(root / name) in line for name, line in zip(("closed", "broken"), told, strict=True)] == [True, True]
+    assert [str(root / name) in line for name, line in zip(("1-closed", "2-broken"), told, strict=True)] == [True, True]
 
 
 def test_what_dead_processes_left_and_what_was_set_aside_counts_towards_the_limit(start, home):
     (home / "stillroom.db").mkdir(parents=True)  # SQLite cannot open a folder
-    dead, rejected = home / "spool" / "dead", home / "spool" / "rejected"
+    dead, rejected = home / "spool" / "9-dead", home / "spool" / "rejected"
     for folder in (dead, rejected):
         folder.mkdir(parents=True)
     (dead / "lock").touch()
     (dead / "00000001.seg").write_bytes(bytes(600))
     (rejected / "cap_0.json").write_bytes(bytes(600))
     proxy = start(spool_max_bytes=1300)
-    until(lambda: proxy.ready()["spool_bytes"] == 1200)
+    assert proxy.ready()["spool_bytes"] == 1200
     proxy.chat()
     assert proxy.ready()["uncaptured"] == 1
     (home / "stillroom.db").rmdir()

@@ -96,7 +96,7 @@ def test_redirects_and_cookies_are_the_clients_business(start, teacher):
 
 def test_a_stream_of_an_api_that_is_not_captured_goes_through_as_it_comes(start, teacher):
     teacher.reply = stream([b"event: response.created\ndata: 1\n\n", b"event: done\n\n"])
-    answer = start().client.post("/v1/responses", json={"stream": True})
+    answer = start().client.post("/v1/audio/speech", json={"stream": True})
     assert answer.content == b"event: response.created\ndata: 1\n\nevent: done\n\n"
     assert answer.headers["x-stillroom-served-by"] == "teacher"
 
@@ -104,7 +104,7 @@ def test_a_stream_of_an_api_that_is_not_captured_goes_through_as_it_comes(start,
 def test_a_body_that_breaks_off_breaks_the_clients_connection(start, teacher):
     teacher.reply = stream([b"data: 1\n\n"], after="cut")
     with pytest.raises(httpx.RemoteProtocolError):
-        start().client.post("/v1/responses", json={})
+        start().client.post("/v1/audio/speech", json={})
 
 
 def test_a_client_that_leaves_frees_the_teacher(start, teacher):

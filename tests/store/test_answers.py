@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from store import answers
+from store.chat import ENDPOINTS, RESPONSES, TEXT
 
 
 def stream(*chunks: dict[str, Any] | str, end: str = "\n\n", done: bool = True) -> bytes:
@@ -137,17 +138,29 @@ GARBAGE = [
     stream(chunk(tool_calls=[{"function": {"arguments": "{}"}}]), {"usage": 3, "choices": [{"finish_reason": 3}]}),
     stream(chunk(tool_calls=5), chunk(tool_calls=True), chunk(tool_calls={"index": 0}), chunk(tool_calls="x")),
     b'data: {"error": ' + b"[" * 1000 + b"]" * 1000 + b"}\n\n",
+    stream({"choices": [{"text": 3}]}, {"choices": [{"text": None, "finish_reason": []}]}),
+    stream({"type": "response.output_text.delta", "output_index": "x", "delta": 3}, {"type": [], "response": 3}),
+    stream(
+        {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message", "role": "assistant", "content": 3}}
+    ),
+    stream({"type": "response.output_item.added", "item": {"type": "function_call", "arguments": 3}}),
+    stream({"type": "response.function_call_arguments.delta", "output_index": -1, "delta": "{"}),
+    stream({"type": "response.completed", "response": {"output": {"type": "message"}, "status": [], "incomplete_details": 3}}),
+    stream({"type": "response.completed", "response": {"output": [{"type": "message", "role": "user", "content": "x"}, 3]}}),
+    stream({"type": "response.failed", "response": {"error": 3, "usage": [], "output": [{"type": "function_call", "name": {}}]}}),
 ]
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("body", GARBAGE)
-def test_nothing_in_a_stream_raises(body: bytes) -> None:
-    assert answers.read(body, stream=True).message["role"] == "assistant"
+def test_nothing_in_a_stream_raises(body: bytes, endpoint: str) -> None:
+    assert answers.read(body, stream=True, endpoint=endpoint).message["role"] == "assistant"
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("body", GARBAGE)
-def test_nothing_in_a_body_raises(body: bytes) -> None:
-    assert answers.read(body, stream=False).error
+def test_nothing_in_a_body_raises(body: bytes, endpoint: str) -> None:
+    assert answers.read(body, stream=False, endpoint=endpoint).error
 
 
 def test_an_event_that_is_no_json_is_an_error_and_the_rest_is_read() -> None:
@@ -174,3 +187,135 @@ def test_an_end_with_more_or_fewer_spaces_is_an_end() -> None:
     for end in (b"data:[DONE]", b"data:   [DONE] "):
         read = answers.read_stream(stream(*HELLO, done=False) + end + b"\n\n")
         assert (read.ended, read.error) == (True, None)
+
+
+def test_a_text_completion_is_a_message_too() -> None:
+    body = {
+        "object": "text_completion",
+        "choices": [{"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+    }
+    read = answers.read(orjson.dumps(body), stream=False, endpoint=TEXT)
+    assert read == answers.Answer({"role": "assistant", "content": "Hello"}, "stop", 9, 2)
+    assert answers.read_json(b'{"choices": [{"index": 0}]}', TEXT).error == "the body has no message"
+
+
+def test_a_text_completions_stream_is_put_together() -> None:
+    chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in ("Hel", "lo")]
+    chunks += [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}]
+    chunks += [{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}]
+    read = answers.read(stream(*chunks), stream=True, endpoint=TEXT)
+    assert read == answers.Answer({"role": "assistant", "content": "Hello"}, "length", 9, 2)
+    assert not answers.read_stream(stream(*chunks, done=False), TEXT).ended
+
+
+TEXT_ITEM = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}
+CALL_ITEM = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "find", "arguments": "{}", "status": "completed"}
+FIND = {"id": "call_1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+
+
+def response(*output: dict[str, Any], status: str = "completed", **more: Any) -> dict[str, Any]:
+    usage = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+    return {"object": "response", "status": status, "error": None, "output": list(output), "usage": usage, **more}
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "finish"),
+    [
+        (response(TEXT_ITEM), {"role": "assistant", "content": "Hello"}, "stop"),
+        (response({"type": "reasoning"}, TEXT_ITEM), {"role": "assistant", "content": "Hello"}, "stop"),
+        (response(TEXT_ITEM, TEXT_ITEM), {"role": "assistant", "content": "HelloHello"}, "stop"),
+        (response(CALL_ITEM), {"role": "assistant", "content": None, "tool_calls": [FIND]}, "tool_calls"),
+        (response(TEXT_ITEM, CALL_ITEM), {"role": "assistant", "content": "Hello", "tool_calls": [FIND]}, "tool_calls"),
+        (
+            response(CALL_ITEM, TEXT_ITEM, TEXT_ITEM),
+            {"role": "assistant", "content": "HelloHello", "tool_calls": [FIND]},
+            "tool_calls",
+        ),
+        (
+            response({**TEXT_ITEM, "content": [{"type": "refusal", "refusal": "No."}]}),
+            {"role": "assistant", "content": None, "refusal": "No."},
+            "stop",
+        ),
+        (response(TEXT_ITEM, status="incomplete"), {"role": "assistant", "content": "Hello"}, "length"),
+        (
+            response(TEXT_ITEM, status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
+            {"role": "assistant", "content": "Hello"},
+            "length",
+        ),
+        (response(status="incomplete", incomplete_details={"reason": "content_filter"}), {}, "content_filter"),
+        (response(status="queued"), {}, "queued"),
+    ],
+)
+def test_a_response_is_one_message_and_its_status_the_finish_reason(
+    body: dict[str, Any], message: dict[str, Any], finish: str
+) -> None:
+    read = answers.read(orjson.dumps(body), stream=False, endpoint=RESPONSES)
+    assert read == answers.Answer(message, finish, 9, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (response(status="failed", error={"code": "server_error", "message": "overloaded"}), "overloaded"),
+        (response(status="failed"), "the response failed"),
+        ({"error": {"message": "no such model"}}, "no such model"),
+        ({"choices": []}, "the body has no output"),
+    ],
+)
+def test_a_response_that_failed_says_why(body: dict[str, Any], error: str) -> None:
+    assert answers.read_json(orjson.dumps(body), RESPONSES).error == error
+
+
+def named(*happened: dict[str, Any]) -> bytes:
+    """A Responses stream of these events."""
+    lines = (f"event: {each['type']}\ndata: {orjson.dumps(each).decode()}\n\n" for each in happened)
+    return "".join(lines).encode()
+
+
+def delta(kind: str, text: str, index: int = 0) -> dict[str, Any]:
+    return {"type": f"response.{kind}.delta", "output_index": index, "delta": text}
+
+
+CREATED = {"type": "response.created", "response": response(status="in_progress", usage=None)}
+ADDED = {"type": "response.output_item.added", "output_index": 0, "item": {**TEXT_ITEM, "content": []}}
+DELTAS: list[dict[str, Any]] = [CREATED, ADDED, delta("output_text", "Hel"), delta("output_text", "lo")]
+
+
+def test_a_responses_stream_is_what_its_last_event_holds() -> None:
+    completed = {"type": "response.completed", "response": response(TEXT_ITEM, CALL_ITEM)}
+    read = answers.read(named(*DELTAS, completed, delta("output_text", "!")), stream=True, endpoint=RESPONSES)
+    message = {"role": "assistant", "content": "Hello", "tool_calls": [FIND]}
+    assert read == answers.Answer(message, "tool_calls", 9, 2)
+
+
+def test_where_the_last_event_holds_no_output_the_deltas_are_put_together() -> None:
+    read = answers.read_stream(named(*DELTAS, {"type": "response.completed", "response": response()}), RESPONSES)
+    assert read == answers.Answer({"role": "assistant", "content": "Hello"}, "stop", 9, 2)
+
+
+def test_a_responses_stream_without_its_last_event_has_not_ended() -> None:
+    call = {**CALL_ITEM, "arguments": ""}
+    more = [
+        {"type": "response.output_item.done", "output_index": 0, "item": TEXT_ITEM},
+        {"type": "response.output_item.added", "output_index": 1, "item": call},
+        delta("function_call_arguments", '{"order"', 1),
+        delta("function_call_arguments", ": 7", 1),
+    ]
+    read = answers.read_stream(named(*DELTAS, *more), RESPONSES)
+    half = {**FIND, "function": {"name": "find", "arguments": '{"order": 7'}}
+    assert read == answers.Answer({"role": "assistant", "content": "Hello", "tool_calls": [half]}, None, ended=False)
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "ended"),
+    [
+        ({"type": "error", "code": "x", "message": "overloaded"}, "overloaded", False),
+        ({"type": "error", "error": {"message": "overloaded"}}, "overloaded", False),
+        ({"type": "response.failed", "response": response(status="failed", error={"message": "overloaded"})}, "overloaded", True),
+        ({"type": "response.incomplete", "response": response(status="incomplete")}, None, True),
+    ],
+)
+def test_how_a_responses_stream_went_wrong_is_told(last: dict[str, Any], error: str | None, ended: bool) -> None:
+    read = answers.read_stream(named(*DELTAS, last), RESPONSES)
+    assert (read.error, read.ended, read.message["content"]) == (error, ended, "Hello")

@@ -8,6 +8,7 @@ import pytest
 from sqlmodel import select
 
 from store import tasks
+from store.chat import ENDPOINTS, RESPONSES, TEXT
 from store.session import Database
 from store.tables import Task
 
@@ -15,6 +16,16 @@ from store.tables import Task
 def request(**changes: Any) -> dict[str, Any]:
     messages = [{"role": "system", "content": "Triage the ticket."}, {"role": "user", "content": "My card is gone."}]
     return {"model": "big", "messages": messages, **changes}
+
+
+KNOWN = [  # as they are in the databases of those who use this
+    "task_ed7c2ac911c098a1",
+    "task_1093e1ab142f8be7",
+    "task_d0a3999d77b9aeba",
+    "task_91a59c2f9b438197",
+    "task_6b2694f2cd3e508d",
+    "task_125aeb39076af80f",
+]
 
 
 def nested(depth: int, inmost: Any = None) -> Any:
@@ -107,10 +118,51 @@ def test_a_name_that_is_none_is_refused_with_the_rule(name: str) -> None:
         {"metadata": [1]},
         {"tools": nested(2_000)},
         {"response_format": {"a": nested(300, 1.5), "b": "\ud800"}},
+        {"input": [None, 3, {"role": "system"}, {"role": "developer", "type": [], "content": 3}, {"role": {}}]},
+        {"input": {"role": "system"}, "instructions": ["x"], "text": {"format": nested(300)}},
+        {"prompt": nested(300)},
     ],
 )
-def test_a_strange_body_has_a_task_too(strange: dict[str, Any]) -> None:
-    assert tasks.identify(strange).id.startswith("task_")
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_strange_body_has_a_task_too(strange: dict[str, Any], endpoint: str) -> None:
+    assert tasks.identify(strange, endpoint=endpoint).id.startswith("task_")
+
+
+def test_the_key_of_a_task_is_what_it_always_was() -> None:
+    tools = [{"type": "function", "function": {"name": "refund", "parameters": {"type": "object"}}}]
+    known = [
+        tasks.identify(request()).id,
+        tasks.identify(request(tools=tools)).id,
+        tasks.identify(request(tools=tools, response_format={"type": "json_object"})).id,
+        tasks.identify(request(messages=[{"role": "system", "content": "long " * 10_000}])).id,
+        tasks.identify({}).id,
+        tasks.identify(request(), "triage").id,
+    ]
+    assert known == KNOWN
+    assert [tasks.identify(request(tools=tools)).id for _ in range(2)] == [known[1]] * 2
+
+
+def test_what_is_asked_at_another_endpoint_is_the_same_task() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    asked = request(
+        tools=[{"type": "function", "function": {"name": "refund", "description": "d", "parameters": schema, "strict": True}}],
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
+    )
+    responses = {
+        "model": "big",
+        "instructions": "Triage the ticket.",
+        "input": "My card is gone.",
+        "tools": [{"type": "function", "strict": True, "name": "refund", "parameters": schema, "description": "d"}],
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": schema, "strict": True}},
+    }
+    assert tasks.identify(responses, endpoint=RESPONSES) == tasks.identify(asked)
+    in_input = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Triage the ticket."}]},
+        {"role": "user", "content": "?"},
+    ]
+    assert tasks.identify({"model": "big", "input": in_input}, endpoint=RESPONSES) == tasks.identify(request())
+    assert tasks.identify({"model": "big", "prompt": "?"}, endpoint=TEXT) == tasks.identify(request(messages=[]))
+    assert tasks.identify({**responses, "metadata": {"task": "triage"}}, endpoint=RESPONSES).name == "triage"
 
 
 def test_a_task_is_named_after_its_system_message() -> None:
