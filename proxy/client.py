@@ -2,16 +2,20 @@
 
 import asyncio
 import http
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from proxy.errors import Refusal
+from proxy.head import Head
 from proxy.headers import Headers
 from proxy.spool import NotKept
 from store import ids
 
 HIGH_WATER = 256 * 1024  # bytes of a request's body that wait before the client is no longer read
 _BODILESS = {101, 204, 304}
+_RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: on, for no time
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -52,17 +56,19 @@ class Client:
         method: str,
         raw_path: bytes,
         query: bytes,
-        headers: Headers,
+        head: Head,
+        length: bytes | None,
         *,
         keep_alive: bool,
         expects: bool,
         old: bool,
     ) -> None:
-        """`expects`: the client waits for a 100. `old`: it speaks HTTP/1.0."""
+        """`length` is what content-length says. `expects`: the client waits for a 100. `old`: it speaks HTTP/1.0."""
         self.method = method
         self.raw_path = raw_path
         self.query = query
-        self.headers = headers
+        self.head = head
+        self.length = length  #: of the body, as announced
         self.keep_alive = keep_alive
         self.gone = False
         self.started = False
@@ -73,7 +79,6 @@ class Client:
         self._expects = expects
         self._old = old
         self._id = ""
-        self._named: dict[bytes, bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._leave: Callable[[], None] | None = None
         self._parts: list[bytes] = []
@@ -96,16 +101,13 @@ class Client:
         self._id = id
 
     def header(self, name: bytes) -> str | None:
-        """A request header's first value; None if it is absent."""
-        if self._named is None:
-            self._named = dict(reversed(self.headers))
-        value = self._named.get(name)
+        """A request header's first value; None if it is absent. Not for content-length: see `length`."""
+        value = self.head.named.get(name)
         return None if value is None else value.decode("latin-1").strip()
 
     async def body(self, limit: int) -> bytes:
         """The whole request body. Raises Refusal above `limit` bytes, Gone."""
-        announced = self.header(b"content-length")
-        if announced is not None and int(announced) > limit:
+        if self.length is not None and int(self.length) > limit:
             raise too_large(limit)
         self._gathers = True
         while not self._whole:
@@ -158,6 +160,8 @@ class Client:
         if not framed:
             self._chunked, self._until_close = not self._old, self._old
             parts.append(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+        if self._expects and not self._whole:  # it may now send its body or not: nobody could tell that from its next request
+            self.keep_alive = False
         if self._until_close or not self.keep_alive:
             self.keep_alive = False
             parts.append(b"connection: close\r\n")
@@ -207,7 +211,11 @@ class Client:
 
     def cut(self) -> None:
         """Break the connection off, such that the client does not take what it has for all there is."""
-        self._transport.abort() if self._until_close else self._transport.close()
+        if self._until_close:  # its end would be taken for the body's: a reset is none
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def acknowledge(self, chunk: bytes, added: Headers) -> Callable[[NotKept | None], None]:
         """What to do when the capture is durable: send the last part, or refuse where it is not kept and has to be."""

@@ -94,7 +94,12 @@ class Completions:
             return False
         capture = self._begin(client, asked, _nobody)
         exchange = _Quick(self, client, asked, capture)
-        answer = asked.teacher.offer(client, body, exchange.answered, asked.model)
+        try:
+            answer = asked.teacher.offer(client, body, exchange.answered, asked.model)
+        except (Refusal, UpstreamError) as error:
+            refusal = error if isinstance(error, Refusal) else asked.teacher.refusal(error)
+            self.refuse(client, capture, refusal, asked)
+            return True
         if answer is None:
             self._spawn(client, self._finish(client, asked, capture))
         else:

@@ -67,7 +67,7 @@ def _model(query: bytes) -> str | None:
 async def _body(client: Client, whole: bool) -> bytes | AsyncIterator[bytes]:
     if whole:
         return await client.body(_NAMED)
-    length = client.header(b"content-length")
+    length = client.length
     if length is None and client.header(b"transfer-encoding") is not None:
         return client.stream()
     if int(length or 0) > _SMALL:

@@ -9,7 +9,7 @@ from proxy.headers import CREDENTIALS, Headers, secrets, to_teacher
 from proxy.http1 import Http1Answer
 from proxy.keys import Keys
 from proxy.settings import ProxySettings
-from proxy.upstream import Answer, Upstream
+from proxy.upstream import Answer, Upstream, header_lines
 from store import teachers
 from store.teachers import DEPLOYED, ENVIRONMENT, Entry, Format, NoDeployment
 
@@ -67,7 +67,7 @@ class Teacher:
         or no deployment to ask with.
         """
         target, headers = self.target(client, model), self.headers(client, own_key=own_key, upgrades=upgrades)
-        length = client.header(b"content-length")
+        length = None if client.length is None else client.length.decode()
         return await self._upstream.open(
             client.method, self.base, target, headers, body, length=length, upgrades=upgrades, fresh=fresh
         )
@@ -76,8 +76,11 @@ class Teacher:
         self, client: Client, body: bytes, then: Callable[[Http1Answer], None], model: str | None = None, *, own_key: bool = False
     ) -> Http1Answer | None:
         """As `ask`, without a task, if a connection is kept; else nothing is done, and None returned. See `Upstream.offer`."""
-        target, headers = self.target(client, model), self.headers(client, own_key=own_key)
-        return self._upstream.offer(self.base, target, headers, body, then)
+        target, made = self.target(client, model), client.head.derived
+        lines = made.get((self, own_key))
+        if lines is None or client.query:
+            lines = made[self, own_key] = header_lines(self.base, self.headers(client, own_key=own_key))
+        return self._upstream.offer(self.base, target, lines, body, then)
 
     def target(self, client: Client, model: str | None = None) -> bytes:
         """Path and query below `base` for this request. Raises Refusal if they need a model's name that is not there."""
@@ -96,9 +99,9 @@ class Teacher:
             raise Refusal(
                 400, "key_in_query", "A stillroom key is in the query, which would go to the teacher: send it in a header."
             )
-        if self._key is None and (own_key or _virtual(client.headers)):
+        if self._key is None and (own_key or _virtual(client.head.headers)):
             raise Refusal(401, "no_teacher_key", f"A stillroom key is not the teacher's, which has none of its own: {self._how()}.")
-        headers = to_teacher(client.headers, self._key)
+        headers = to_teacher(client.head.headers, self._key)
         if upgrades and self._key is not None:
             headers = [(name, _keyless(value) if name == _PROTOCOLS else value) for name, value in headers]
         if self._added:
@@ -117,17 +120,17 @@ class Teacher:
         of_client = self._key is None and not own_key
         if 200 <= status < 300:
             if of_client:
-                self._keys.accept(client.headers)
+                self._keys.accept(client.head.headers)
         elif status in (401, 403):
             if of_client:
-                self._keys.revoke(client.headers)
-                return secrets(client.headers)
+                self._keys.revoke(client.head.headers)
+                return secrets(client.head.headers)
             return self._secrets
         return None
 
     def trusts(self, client: Client, *, own_key: bool = False) -> bool:
         """Whether a student may answer this client: its key is stillroom's, the operator's is used, or its own is good."""
-        return own_key or self._key is not None or self._keys.accepted(client.headers)
+        return own_key or self._key is not None or self._keys.accepted(client.head.headers)
 
     def refusal(self, error: UpstreamError) -> Refusal:
         """What a client is told when the teacher gave no answer."""

@@ -78,22 +78,27 @@ class Upstream:
         )
 
     def offer(
-        self, base: Base, target: bytes, headers: Headers, body: bytes, then: Callable[[Http1Answer], None]
+        self, base: Base, target: bytes, lines: bytes, body: bytes, then: Callable[[Http1Answer], None]
     ) -> Http1Answer | None:
         """POST without a task, if a connection is kept; else nothing is done, and None returned. See `Pool.offer`.
 
-        Raises Unsendable.
+        `lines` are the headers, as `header_lines` writes them.
         """
         if self._tunnel is not None:
             return None
-        headers = [(b"host", base.host), *headers, (b"content-length", b"%d" % len(body))]
-        return self._pool.offer(base.origin, base.name, _head("POST", base.path + target or b"/", headers), body, then)
+        head = b"POST %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n" % (base.path + target, lines, len(body))
+        return self._pool.offer(base.origin, base.name, head, body, then)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._pool.close()
         if self._tunnel is not None:
             await self._tunnel.close()
+
+
+def header_lines(base: Base, headers: Headers) -> bytes:
+    """Headers as `Upstream.offer` sends them, the host's first. Raises Unsendable."""
+    return _head("", b"", [(b"host", base.host), *headers]).split(b"\r\n", 1)[1][:-2]
 
 
 def _head(method: str, target: bytes, headers: Headers) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 
 from proxy.app import Proxy
 from proxy.client import Client
+from proxy.head import Head
 from proxy.settings import ProxySettings
 from store.states import CaptureStatus, Server
 from tests.proxy.conftest import KEY, chat, until
@@ -292,7 +293,9 @@ def test_a_failure_of_our_own_has_an_id_that_the_log_has_too_and_no_line_of_the_
             pass
 
     connection = Connection()
-    client = Client(connection, "POST", b"/v1/chat/completions", b"forged: \r\nline", [], keep_alive=True, expects=False, old=False)
+    client = Client(
+        connection, "POST", b"/v1/chat/completions", b"forged: \r\nline", Head([]), None, keep_alive=True, expects=False, old=False
+    )
     client.feed(orjson.dumps(chat()))
     client.fed()
     proxy.accept(client, None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.errors import Refusal, TimedOut, Unreachable
+from proxy.head import Head
 from proxy.settings import ProxySettings
 from proxy.teacher import Teacher
 from proxy.teachers import Teachers
@@ -25,6 +26,12 @@ class Asking:
     query: bytes = b""
     headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: [KEY])
     method: str = "POST"
+
+    length: bytes | None = None
+
+    @property
+    def head(self):
+        return Head(self.headers)
 
     def header(self, _name):
         return None
