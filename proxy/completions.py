@@ -132,7 +132,9 @@ class Completions:
         return _Asked(body, endpoint, request, task, wish, teacher, model if isinstance(model, str) else None)
 
     def _begin(self, client: Client, asked: _Asked, then: Then) -> Capture:
-        off = (client.header(b"x-stillroom-capture") or "").lower() == "off"
+        off = (client.header(b"x-stillroom-capture") or "").lower() == "off" or (
+            asked.request.get("store") is False and asked.task.id in self._routes.table.unstored
+        )
         task, endpoint = asked.task.name, asked.endpoint
 
         def count(ended: Capture) -> None:

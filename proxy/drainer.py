@@ -1,5 +1,6 @@
 """The drainer: a thread that moves ended exchanges from the spool into the database, each exactly once."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -69,18 +70,17 @@ class Drainer(threading.Thread):
 
     def turn(self) -> bool:
         """Store all there is to store. False if the database or the disk would not let it; then it is tried again."""
-        if not self._only():
-            return True
         try:
+            if not self._only():
+                return True
             self._look()
             self._prepare()
             for journal in [*self._journals.values()]:
                 self._drain(journal)
         except Exception as error:  # noqa: BLE001 - whatever it was: the spool still has everything, and the thread must live
             self._tell(_brief(error))
-            return False
-        finally:
             self._publish()
+            return False
         self._tell("ok")
         self._publish()
         return True
@@ -147,9 +147,9 @@ class Drainer(threading.Thread):
         except Exception as error:
             if not _is_the_rows(error):
                 raise
-            self.rejected += 1  # it must not keep the others waiting for ever
+            _set_aside(self._root / "rejected", logged)  # it must not keep the others waiting for ever
+            self.rejected += 1
             log.error("capture %s cannot be stored and is set aside in spool/rejected: %s", logged.begin.meta["id"], _brief(error))
-            _set_aside(self._root / "rejected", logged)
 
     def _tell(self, state: str) -> None:
         if state != self.database:
@@ -159,10 +159,11 @@ class Drainer(threading.Thread):
     def _publish(self) -> None:
         state = {"database": self.database, "rejected": self.rejected}
         if state != self._published:
-            self._published = state
             hidden = self._root / f".{STATE}"
-            hidden.write_bytes(orjson.dumps(state))
-            hidden.rename(self._root / STATE)
+            with contextlib.suppress(OSError):  # a full disk: the next turn tries again
+                hidden.write_bytes(orjson.dumps(state))
+                hidden.rename(self._root / STATE)
+                self._published = state
 
 
 def state(root: Path) -> dict[str, Any]:

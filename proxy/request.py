@@ -21,7 +21,7 @@ class Wish(StrEnum):
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The request in a body. Raises Refusal if it is no JSON object or names no model.
+    """The request in a body. Raises Refusal if it is no JSON object.
 
     What JSON forbids and some clients send nevertheless (NaN, lone surrogates) is read as null and "?"; the teacher gets
     the bytes as they are.
@@ -32,8 +32,6 @@ def parse(body: bytes) -> dict[str, Any]:
         request = _parse_leniently(body, error)
     if not isinstance(request, dict):
         raise Refusal(400, "invalid_json", 'The request body must be a JSON object such as {"model": ..., "messages": [...]}.')
-    if request.get("model") is None and not isinstance(request.get("prompt"), dict):  # a Responses prompt may name the model
-        raise Refusal(400, "missing_model", "The request has no `model`: name the teacher's model in it.", "model")
     return request
 
 

@@ -21,6 +21,7 @@ class Policy(BaseModel):
     hard_error_max: float = Field(0.03, gt=0, lt=1, description="Upper bound allowed for the student's hard errors.")
     holdback: float = Field(0.02, ge=0, le=1, description="Share of a live task's requests that the teacher keeps.")
     auto_promote: bool = Field(True, description="Promote a candidate that passed without asking a person.")
+    honour_store: bool = Field(False, description="A request that says `store: false` is not captured.")
     train_unreviewed: bool = Field(True, description="Learn from pairs that no person has approved.")
 
 

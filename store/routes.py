@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from store import audit
 from store.columns import now
 from store.states import EngineStatus
-from store.tables import Engine, Route
+from store.tables import Engine, Route, Task
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,21 @@ class Table:
     targets: dict[str, Target]  #: by task id; a task not in it belongs to the teacher
     engines: tuple[str, ...]  #: base URLs of vLLM servers that are ready
     loaded: frozenset[str]  #: adapters that every ready engine has
+    unstored: frozenset[str] = frozenset()  #: tasks of which a request that says `store: false` is not captured
     context: int | None = None  #: tokens of a prompt and its answer together, of the ready engine that has the fewest
 
 
 def read(session: Session) -> Table:
-    """The current table. Two small queries."""
+    """The current table. A few small queries."""
     routes = session.exec(select(Route).where(col(Route.adapter_id).is_not(None))).all()
     engines = session.exec(select(Engine).where(col(Engine.status) == EngineStatus.READY)).all()
+    unstored = session.exec(select(Task.id).where(col(Task.policy)["honour_store"].as_boolean())).all()
     have = [frozenset(engine.loaded) for engine in engines]
     return Table(
         targets={r.task_id: Target(r.adapter_id, r.holdback) for r in routes if r.adapter_id is not None},
         engines=tuple(engine.url for engine in engines if engine.url),
         loaded=frozenset.intersection(*have) if have else frozenset(),
+        unstored=frozenset(unstored),
         context=min((engine.context for engine in engines if engine.context is not None), default=None),
     )
 

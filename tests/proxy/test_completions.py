@@ -17,6 +17,7 @@ from proxy.client import Client
 from proxy.head import Head
 from proxy.settings import ProxySettings
 from store.states import CaptureStatus, Server
+from store.tables import Task
 from tests.proxy.conftest import KEY, chat, until
 from tests.proxy.upstream import completion, events, hang, json, stream
 
@@ -149,7 +150,6 @@ def test_what_cannot_be_understood_is_refused_in_openais_shape(start, teacher):
         (b"{", {}, "invalid_json"),
         (b"[" * 100_000, {}, "invalid_json"),
         (b"[1]", {}, "invalid_json"),
-        (b'{"messages": []}', {}, "missing_model"),
         (b'{"model": "m"}', {"x_stillroom_task": "!"}, "bad_task_name"),
         (b'{"model": "m"}', {"x_stillroom_route": "anyone"}, "bad_route"),
     ]:
@@ -158,6 +158,18 @@ def test_what_cannot_be_understood_is_refused_in_openais_shape(start, teacher):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert (answer.json()["error"]["code"], answer.json()["error"]["type"]) == (code, "invalid_request_error")
     assert not teacher.seen
+
+
+def test_a_request_without_a_model_is_the_teachers_to_judge(start, teacher, captures):
+    proxy = start()
+    teacher.reply = json(
+        {"error": {"message": "you must provide a model parameter", "type": "t", "param": None, "code": None}}, 400
+    )
+    assert proxy.chat(b'{"messages": []}').status_code == 400
+    teacher.reply = json({"id": "resp_1", "object": "response", "status": "completed", "output": []})
+    assert proxy.client.post("/v1/responses", content=b"{}").status_code == 200
+    assert [seen.body for seen in teacher.seen] == [b'{"messages": []}', b"{}"]
+    assert [capture.model for capture in captures(2)] == ["", ""]
 
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(start, teacher):
@@ -332,3 +344,17 @@ def test_the_name_that_an_answer_gives_its_task_names_that_task(start, captures)
     assert first.task_id == second.task_id
     proxy.chat(x_stillroom_task=first.task_id)
     assert captures(3)[2].task_id == first.task_id
+
+
+def test_store_false_is_not_captured_where_the_tasks_policy_says_so(start, captures, db):
+    proxy = start()
+    asked = chat("keep nothing", store=False)
+    proxy.chat(asked)
+    (kept,) = captures(1)
+    with db.begin() as session:
+        session.get_one(Task, kept.task_id).policy = {"honour_store": True}
+    time.sleep(0.3)  # the routes are read every 50 ms
+    answer = proxy.chat(asked)
+    assert answer.status_code == 200
+    stored = proxy.chat(chat("keep this", store=True)).headers["x-stillroom-id"]
+    assert [capture.id for capture in captures(2)] == [kept.id, stored]

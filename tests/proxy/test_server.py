@@ -345,19 +345,16 @@ def test_an_answer_that_does_not_end_is_cut_after_the_limit_and_captured_as_inco
     teacher.reply = reply
     wires = [Wire(proxy.url).post(orjson.dumps(chat(stream=True))) for _ in range(3)]
     uploads = Wire(proxy.url).send(post(b"", "/v1/files", "Content-Length: 100000"))
-    until(lambda: len(teacher.seen) == 4)
+    until(lambda: len(teacher.seen) == 5)
     began = time.monotonic()
     proxy.stop()
     assert 0.9 < time.monotonic() - began < 8
-    for wire in wires:
-        with pytest.raises((EOFError, ConnectionError)):
-            assert wire.answer().whole, "cut"
-            raise EOFError
+    assert all(wire.broken() for wire in wires)
     assert uploads.closed(1)
     found = captures(4)
     assert [capture.status for capture in found[1:]] == [CaptureStatus.INCOMPLETE] * 3
     assert {capture.error for capture in found[1:]} == {"the proxy was stopped during this exchange"}
-    assert all(seen.left.wait(2) for seen in teacher.seen[1:4])
+    assert all(seen.left.wait(2) for seen in teacher.seen[1:] if seen.target == CHAT)
 
 
 def test_a_client_that_closes_its_half_or_resets_is_gone(start, teacher, captures):

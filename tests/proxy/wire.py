@@ -72,6 +72,19 @@ class Wire:
             said.body += self._buffer
         return said
 
+    def broken(self) -> bool:
+        """Whether the connection ends before an answer does."""
+        try:
+            return not self.answer().whole
+        except (EOFError, ConnectionError):
+            return True
+
+    def rest(self) -> bytes:
+        """All that comes until the other side closes."""
+        while part := self.socket.recv(65536):
+            self._buffer += part
+        return self._buffer
+
     def closed(self, seconds: float = 5.0) -> bool:
         """Whether the other side closes within so long, and says nothing before."""
         self.socket.settimeout(seconds)

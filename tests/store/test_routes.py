@@ -6,7 +6,7 @@ from store import routes
 from store.routes import Target
 from store.session import Database
 from store.states import EngineStatus
-from store.tables import AuditEvent, Engine, Route
+from store.tables import AuditEvent, Engine, Route, Task
 
 
 def engine(name: str, status: EngineStatus, loaded: list[str]) -> Engine:
@@ -51,3 +51,11 @@ def test_only_adapters_that_every_ready_engine_has_are_loaded(db: Database) -> N
         table = routes.read(session)
     assert table.loaded == {"v2"}
     assert sorted(table.engines) == ["http://127.0.0.1/a", "http://127.0.0.1/b"]
+
+
+def test_the_table_names_the_tasks_that_honour_store(db: Database) -> None:
+    with db.begin() as session:
+        for name, policy in (("yes", {"honour_store": True}), ("no", {"honour_store": False}), ("unset", {})):
+            session.add(Task(id=f"task_{name}", name=name, policy=policy))
+    with db.read() as session:
+        assert routes.read(session).unstored == {"task_yes"}
