@@ -10,7 +10,7 @@ from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from admin import records
-from admin.api import captures, needs, runs, tasks
+from admin.api import captures, keys, needs, runs, tasks
 from admin.api import records as records_api
 from admin.problems import Invalid, NotFound, Problem, Unavailable
 from store.session import Database
@@ -26,6 +26,7 @@ TAGS = {
     "adapters": "Trained students.",
     "decisions": "Train now, promote, roll back.",
     "transfer": "Pairs out, recorded exchanges in.",
+    "keys": "Keys of stillroom's own, for clients of the proxy.",
     **{plural: kind.says for plural, kind in records.KINDS.items()},
     "states": "The glossary.",
 }
@@ -42,7 +43,7 @@ def build(db: Database) -> FastAPI:
         redoc_url=None,
     )
     app.state.db = db
-    for module in (tasks, captures, runs, records_api):
+    for module in (tasks, captures, runs, keys, records_api):
         app.include_router(module.router, prefix="/api", dependencies=[Depends(needs.caller)], responses=ERRORS)
 
     @app.get("/healthz", include_in_schema=False)

@@ -17,7 +17,7 @@ from admin import home, schema
 from admin.problems import INSTALL, Problem
 from admin.settings import AdminSettings
 from admin.up import addresses, exposed_key, port_taken
-from store import teachers
+from store import keys, teachers
 from store.teachers import BadTeachers, Entry, Format, Teacherlist
 
 GIB = 2**30
@@ -46,7 +46,7 @@ class Check(BaseModel):
 def examine(settings: AdminSettings) -> list[Check]:
     """All checks. Changes nothing; asks each teacher for its list of models."""
     checks: list[Callable[[AdminSettings], Iterator[Check]]] = [
-        _python, _packages, _database, _ports, _teachers, _base_model, _disk, _memory, _notices,
+        _python, _packages, _database, _ports, _teachers, _keys, _base_model, _disk, _memory, _notices,
     ]  # fmt: skip
     return [line for check in checks for line in check(settings)]
 
@@ -155,6 +155,21 @@ def _teacher(listed: Teacherlist, entry: Entry) -> Check:
         return Check(name=name, mark=Mark.OK, says=f"{url} answers")
     end = "" if entry.format == Format.AZURE_DEPLOYMENTS else ", with its /v1"
     return Check(name=name, mark=Mark.WARNING, says=f"{url} answers {status}: is {url_setting} right{end}?")
+
+
+def _keys(settings: AdminSettings) -> Iterator[Check]:
+    """Whether anybody is let in where only stillroom's own keys are."""
+    if not settings.require_key:
+        return
+    known = False
+    if settings.database_url is not None or (settings.home_path / "stillroom.db").exists():
+        try:
+            with schema.opened(settings, upgrade=False) as db, db.read() as session:
+                known = bool(keys.read(session))
+        except (Problem, DatabaseError):  # told above
+            return
+    says = "STILLROOM_REQUIRE_KEY is set and there is no key: every request is refused. Make one: stillroom keys add LABEL"
+    yield Check(name="keys", mark=Mark.OK if known else Mark.WARNING, says="there are keys to ask with" if known else says)
 
 
 def _base_model(_: AdminSettings) -> Iterator[Check]:

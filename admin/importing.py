@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import orjson
-import sqlalchemy as sa
 from pydantic import BaseModel, Field
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import col
 
 from admin.problems import Invalid
-from store import answers, audit, bodies
+from store import answers, audit, bodies, captures
 from store import tasks as identity
 from store.columns import now
+from store.packing import Packer
 from store.session import Database
 from store.states import CaptureStatus, Server
 from store.tables import Capture, Message
@@ -70,7 +68,7 @@ class Exchange:
 
     key: str  #: hash of the line
     task: Identity
-    row: dict[str, Any]  #: a capture's columns, but for its id and its task
+    capture: Capture  #: but for its id and its task
 
 
 def load(
@@ -85,6 +83,7 @@ def load(
         raise Invalid(str(identity.BadTaskName(task)), "bad_task_name")
     report = Report(source=source[-200:])
     batch: dict[str, Exchange] = {}
+    packer = Packer()
     size = 0
     for number, line in _lines(file):
         try:
@@ -100,9 +99,9 @@ def load(
         batch[exchange.key] = exchange
         size += len(line)
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
-            _store(db, list(batch.values()), task, report)
+            _store(db, list(batch.values()), task, report, packer)
             batch, size = {}, 0
-    _store(db, list(batch.values()), task, report)
+    _store(db, list(batch.values()), task, report, packer)
     with db.begin() as session:
         audit.record(session, by, "import", task or "", report.model_dump(include={"source", "imported", "duplicates", "failed"}))
     return report
@@ -125,7 +124,9 @@ def read(line: bytes, *, source: str, task: str | None = None, model: str | None
             raise Unusable(f"neither `messages` nor `request`; {SHAPES}")
         if model and not request.get("model"):
             request["model"] = model
-        return Exchange(hashlib.sha256(line).hexdigest(), identity.identify(request, task), _row(request, response, stream, source))
+        return Exchange(
+            hashlib.sha256(line).hexdigest(), identity.identify(request, task), _capture(request, response, stream, source)
+        )
     except identity.BadTaskName as error:
         raise Unusable(f"metadata.task: {error}") from error
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # shapes that nobody thought of, or nested too deep
@@ -179,15 +180,15 @@ def _unweighted(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "weight"}
 
 
-def _row(request: dict[str, Any], response: bytes, stream: bool, source: str) -> dict[str, Any]:
-    """A capture's columns, but for its id and its task. Raises Unusable, and whatever a strange shape makes of it."""
+def _capture(request: dict[str, Any], response: bytes, stream: bool, source: str) -> Capture:
+    """A capture, but for its id and its task. Raises Unusable, and whatever a strange shape makes of it."""
     answer = answers.read(response, stream=stream)
     if answer.error:
         raise Unusable(f"the answer is an error: {answer.error}"[:300])
     if not answer.ended:
         raise Unusable("the recorded stream broke off before its [DONE]")
     read = bodies.columns(request, answer)
-    capture = Capture(
+    return Capture(
         id="",
         created_at=now(),
         task_id="",
@@ -200,25 +201,24 @@ def _row(request: dict[str, Any], response: bytes, stream: bool, source: str) ->
         response=response,
         **{**read, "finish_reason": read["finish_reason"] or None, "meta": {**read["meta"], "imported": source}},
     )
-    return capture.model_dump(exclude={"id", "task_id"})
 
 
-def _store(db: Database, batch: list[Exchange], task: str | None, report: Report) -> None:
+def _store(db: Database, batch: list[Exchange], task: str | None, report: Report, packer: Packer) -> None:
     """Write a batch in one transaction; what is there already counts as duplicate."""
     if not batch:
         return
     with db.begin() as session:
         named = identity.find(session, task) if task else None
-        rows, names = {}, {}
+        rows, names = [], {}
         for exchange in batch:
             owner = named or identity.ensure(session, exchange.task)
             key = hashlib.sha256(f"{owner.id}\n{exchange.key}".encode()).hexdigest()
             row_id = f"cap_{'0' * 11}{key[:25]}"
-            rows[row_id], names[row_id] = {**exchange.row, "id": row_id, "task_id": owner.id}, owner.name
-        dialect = postgresql if session.connection().dialect.name == "postgresql" else sqlite
-        insert: Any = dialect.insert(cast(sa.Table, Capture.__table__))  # type: ignore[attr-defined]
+            exchange.capture.id, exchange.capture.task_id, names[row_id] = row_id, owner.id, owner.name
+            rows.append(exchange.capture)
+        session.flush()
         # Another import may be at the same lines: what was written is what the database says.
-        written = session.execute(insert.on_conflict_do_nothing().returning(col(Capture.id)), list(rows.values())).scalars().all()
+        written = captures.write(session, rows, packer, tell=True)
     report.imported += len(written)
     report.duplicates += len(batch) - len(written)
     for row_id in written:

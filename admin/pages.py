@@ -5,13 +5,14 @@ from typing import Any, Generic, Literal, TypeVar
 import sqlalchemy as sa
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session
 from sqlmodel.sql.expression import SelectOfScalar
 
+from admin import search
 from admin.problems import NotFound
 
 T = TypeVar("T")
-Row = TypeVar("Row", bound=SQLModel)
+Row = TypeVar("Row")
 
 LIMIT = 200  # rows of a page at most
 
@@ -34,18 +35,21 @@ def fetch(
     by: tuple[str, ...] = ("created_at", "id"),
     descending: bool = True,
     find: dict[str, Any] | None = None,
+    q: str = "",
 ) -> tuple[list[Row], bool]:
     """A page of `query`'s rows, and whether there are more. Raises NotFound if there is no row `after`.
 
     `by` names the columns that order the rows, together unique, the last of them the one `after` speaks of; `find` is the rest of
-    the primary key, where it has one.
+    the primary key, where it has one; `q` is text in the captures that the query is about.
     """
     columns: list[InstrumentedAttribute[Any]] = [getattr(table, name) for name in by]
     if after is not None:
         last = _row(session, table, columns[-1], after, find or {})
         query = query.where(_beyond(columns, [getattr(last, name) for name in by], descending))
-    ordered = query.order_by(*((c.desc() if descending else c.asc()) for c in columns)).limit(min(limit, LIMIT) + 1)
-    rows = list(session.exec(ordered).all())
+    ordered, most = query.order_by(*((c.desc() if descending else c.asc()) for c in columns)), min(limit, LIMIT) + 1
+    if q:
+        ordered = ordered.where(columns[-1].in_(search.holding(session, ordered, columns[-1], q, most)))
+    rows = list(session.exec(ordered.limit(most)).all())
     return rows[: min(limit, LIMIT)], len(rows) > min(limit, LIMIT)
 
 

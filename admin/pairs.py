@@ -67,7 +67,9 @@ def listing(session: Session, wanted: Filter, *, after: str | None = None, limit
     """A page of pairs, newest first. Raises NotFound for an unknown cursor."""
     long = [defer(getattr(Pair, name)) for name in ("messages", "tools", "response_format")]
     query = select(Pair).options(*long).where(*_conditions(session, wanted))
-    rows, more = pages.fetch(session, query, Pair, after=after, limit=limit)
+    if wanted.q:
+        query = query.join(Capture, col(Capture.id) == col(Pair.capture_id))
+    rows, more = pages.fetch(session, query, Pair, after=after, limit=limit, q=wanted.q)
     return Page(data=_lines(session, rows), has_more=more)
 
 
@@ -96,7 +98,7 @@ def _lines(session: Session, pairs: Sequence[Pair]) -> list[PairLine]:
     of = [pair.capture_id for pair in pairs]
     standings = reviews.standings(session, of)
     names = captures.task_names(session, {pair.task_id for pair in pairs})
-    prompts = dict(session.exec(select(Capture.id, Capture.prompt_text).where(col(Capture.id).in_(of))).all())
+    prompts = {each.id: each.prompt_text for each in session.exec(select(Capture).where(col(Capture.id).in_(of)))}
     found = []
     for pair in pairs:
         line, standing = PairLine.model_validate(pair), standings[pair.capture_id]
@@ -116,9 +118,6 @@ def _conditions(session: Session, wanted: Filter) -> list[Any]:
         found.append(col(Pair.created_at) >= wanted.since)
     if wanted.until is not None:
         found.append(col(Pair.created_at) < wanted.until)
-    if wanted.q:
-        texts = search.contains(session, wanted.q, Capture.prompt_text, Capture.answer_text)
-        found.append(select(Capture.id).where(Capture.id == Pair.capture_id, texts).exists())
     if wanted.review is not None:
         found.append(search.reviewed(wanted.review, col(Pair.capture_id)))
     if wanted.tag is not None:

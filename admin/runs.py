@@ -157,8 +157,9 @@ def items(session: Session, evaluation_id: str, *, after: str | None = None, lim
         descending=False,
         find={"evaluation_id": evaluation_id},
     )
-    asked = select(Pair.id, Capture.prompt_text).join(Capture, col(Capture.id) == col(Pair.capture_id))
-    prompts = dict(session.exec(asked.where(col(Pair.id).in_([row.pair_id for row in rows]))).all())
+    asked = select(Pair.id, Capture).join(Capture, col(Capture.id) == col(Pair.capture_id))
+    found_for = session.exec(asked.where(col(Pair.id).in_([row.pair_id for row in rows]))).all()
+    prompts = {pair_id: capture.prompt_text for pair_id, capture in found_for}
     found = [Item.model_validate(row) for row in rows]
     for item in found:
         item.prompt = prompts.get(item.pair_id, "")[: captures.EXCERPT]

@@ -18,4 +18,5 @@ class AdminSettings(StoreSettings):
     proxy_port: int = Field(8080, ge=0, le=65535, description="Port the proxy listens on.")
     teacher_url: str = Field("https://api.openai.com/v1", description="Base URL of the teacher's API.")
     teacher_key: SecretStr | None = Field(None, description="The operator's key, used instead of the clients' own.")
+    require_key: bool = Field(False, description="Only requests with a key of stillroom's own are let in.")
     teachers: Path | None = Field(None, description="TOML file of several teachers, by model.")

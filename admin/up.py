@@ -17,6 +17,8 @@ from admin import auth, home, schema
 from admin.problems import INSTALL, Conflict, Invalid, Unavailable
 from admin.settings import AdminSettings
 from admin.supervisor import Child, Supervisor, room_command, room_environment
+from store import teachers
+from store.teachers import BadTeachers
 
 TICK = 0.25
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -105,12 +107,25 @@ def port_taken(host: str, port: int) -> bool:
 
 def exposed_key(settings: AdminSettings) -> str | None:
     """The warning owed to whoever lets others use their key; None if only this machine can."""
-    if settings.teacher_key is None or settings.proxy_host in LOOPBACK:
+    if settings.require_key or settings.proxy_host in LOOPBACK or (which := _operators_key(settings)) is None:
         return None
     return (
-        f"STILLROOM_TEACHER_KEY is set and the proxy listens on {settings.proxy_host}: whoever reaches port "
-        f"{settings.proxy_port} asks the teacher at your expense. Put a gateway or a firewall before it, or bind it to 127.0.0.1."
+        f"{which} and the proxy listens on {settings.proxy_host}: whoever reaches port {settings.proxy_port} asks the teacher at "
+        "your expense. Give clients keys of their own (`stillroom keys add LABEL`) and set STILLROOM_REQUIRE_KEY=true, put a "
+        "firewall before it, or bind it to 127.0.0.1."
     )
+
+
+def _operators_key(settings: AdminSettings) -> str | None:
+    """Where a key of the operator's comes from; None if each client's own is passed on."""
+    try:
+        entries = teachers.read(settings).entries
+    except BadTeachers:  # the doctor and the proxy itself tell of it
+        return None
+    if any(entry.key_env or entry.key_file for entry in entries):
+        return f"{settings.teachers} names keys of yours"
+    used = settings.teacher_key is not None and any(entry.name == teachers.ENVIRONMENT for entry in entries)
+    return "STILLROOM_TEACHER_KEY is set" if used else None
 
 
 def _check_port(room: str, host: str, port: int) -> None:

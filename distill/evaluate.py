@@ -145,7 +145,7 @@ def run(
     kind = agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
     with db.read() as session:
         done = set(session.exec(select(EvaluationItem.pair_id).where(EvaluationItem.evaluation_id == evaluation.id)))
-        questions = [_question(session, row) for row in rows if row.pair_id not in done]
+        questions = _questions(session, [row for row in rows if row.pair_id not in done])
     longest = max((len(answers.text_of(row.completion)) for row in rows), default=0)
     with (
         StudentServer(engine, timeout=settings.eval_timeout) as student,
@@ -238,13 +238,20 @@ def _way(listed: Teacherlist, endpoint: str, model: str | None) -> _Way | None:
     return _Way(entry.address(endpoint.removeprefix("/v1"), model), {**entry.headers, **dict([entry.credential(key)])})
 
 
-def _question(session: Session, row: Row) -> Question:
-    body, endpoint = session.exec(
-        select(Capture.request, Capture.endpoint).join(Pair, col(Pair.capture_id) == col(Capture.id)).where(Pair.id == row.pair_id)
-    ).one()
-    request = {key: value for key, value in orjson.loads(body).items() if key not in _UNASKED}
+def _questions(session: Session, rows: Sequence[Row]) -> list[Question]:
+    found = []
+    for start in range(0, len(rows), 500):  # a database takes so many parameters
+        some = rows[start : start + 500]
+        behind = select(Pair.id, Capture).join(Capture, col(Capture.id) == col(Pair.capture_id))
+        captures = dict(session.exec(behind.where(col(Pair.id).in_([row.pair_id for row in some]))).all())
+        found += [_question(row, captures[row.pair_id]) for row in some]
+    return found
+
+
+def _question(row: Row, capture: Capture) -> Question:
+    request = {key: value for key, value in orjson.loads(capture.request).items() if key not in _UNASKED}
     # The teacher keeps what is answered here unless it is told not to.
-    return Question(row, {**request, "store": False} if endpoint == RESPONSES else request, endpoint)
+    return Question(row, {**request, "store": False} if capture.endpoint == RESPONSES else request, capture.endpoint)
 
 
 def _ask_student(

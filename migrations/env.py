@@ -11,7 +11,7 @@ from store.session import Database
 from store.settings import StoreSettings
 
 metadata = SQLModel.metadata
-assert tables.Capture.__table__.metadata is metadata  # type: ignore[attr-defined]  # the import is what fills it
+assert tables.CaptureRow.__table__.metadata is metadata  # type: ignore[attr-defined]  # the import is what fills it
 
 
 def render(kind: str, item: Any, _context: object) -> str | Literal[False]:

@@ -11,8 +11,13 @@ import threading
 import time
 
 from proxy.base import Base
+from proxy.board import FOLDER, Board
 from proxy.drainer import Drainer
+from proxy.insert import Writer
+from proxy.metrics import Counters
+from proxy.prices import Prices
 from proxy.settings import ProxySettings
+from proxy.traces import Tracer
 from proxy.worker import DRAIN_SECONDS, configure_logging
 from store import teachers
 from store.session import Database
@@ -88,15 +93,22 @@ def main() -> None:
     listening = _bind(settings.proxy_host, settings.proxy_port)
     host, port = listening.getsockname()[:2]
     db = Database(settings.url)
-    drainer = Drainer(db, settings.home_path / "spool", nice=NICE)
+    counters, tracer = Counters(), Tracer.from_settings()
+    board = Board(settings.home_path / FOLDER, counters.snapshot)
+    writer = Writer(db, Prices(listed.prices), counters, tracer)
+    drainer = Drainer(db, settings.home_path / "spool", writer, counters, nice=NICE)
     workers = Workers(options.workers or settings.workers, listening)
     drainer.start()
     log.info("teachers: %s, home: %s", ", ".join(str(Base(entry.url)) for entry in listed.entries), settings.home_path)
     log.info("running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     while not halt.wait(0.5):
         workers.check()
+        board.publish()
     workers.stop()
     drainer.stop(FLUSH_SECONDS)
+    if tracer is not None:
+        tracer.close()
+    board.close()
     db.close()
 
 

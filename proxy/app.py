@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from proxy import completions, drainer, passthrough
-from proxy.board import Board
+from proxy.board import FOLDER, Board
 from proxy.client import Client, Gone
 from proxy.completions import Completions
 from proxy.errors import Refusal
@@ -26,7 +26,6 @@ from store.session import Database
 
 log = logging.getLogger("stillroom.proxy")
 
-METRICS = "run/metrics"  #: folder in which the processes put what they count
 _TICK = 1.0  # seconds
 
 
@@ -50,7 +49,7 @@ class Proxy:
     def __init__(self, settings: ProxySettings) -> None:
         self._root = settings.home_path / "spool"
         self.counters = Counters()
-        self._board = Board(settings.home_path / METRICS, self._counted)
+        self._board = Board(settings.home_path / FOLDER, self._counted)
         db = Database(settings.url)
         self._spool = Spool(
             Folder.make(self._root),

@@ -29,6 +29,7 @@ from proxy.metrics import MAX_TASKS, METRICS, OTHER, Kind, Snapshot
 
 log = logging.getLogger("stillroom.proxy")
 
+FOLDER = "run/metrics"  #: below STILLROOM_HOME
 PATIENCE = 5.0  # seconds to wait for the lock; who has it needs milliseconds
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from proxy.insert import insert
+from proxy.insert import Writer
 from proxy.journal import Journal, Logged
-from proxy.spool import Folder
+from proxy.metrics import Counters
+from proxy.spool import Folder, weigh
 from store import migrate
 from store.session import Database
 
@@ -32,7 +33,9 @@ class Drainer(threading.Thread):
     Takes the processor only when the requests leave it: its thread has a lower priority.
     """
 
-    def __init__(self, db: Database, root: Path, *, nice: int = 0) -> None:
+    def __init__(
+        self, db: Database, root: Path, writer: Writer | None = None, counters: Counters | None = None, *, nice: int = 0
+    ) -> None:
         """`nice`: added to the process's own. Raises OSError if the spool cannot be made."""
         super().__init__(name="drainer", daemon=True)
         for made in (root.parent, root):
@@ -40,6 +43,8 @@ class Drainer(threading.Thread):
         self.database = "not tried yet"  #: "ok", or why it cannot be written
         self.rejected = 0  #: exchanges that cannot be stored, whatever the database does
         self._db = db
+        self._counters = counters or Counters()
+        self._writer = writer or Writer(db)
         self._root = root
         self._nice = nice
         self._journals: dict[Path, Journal] = {}
@@ -132,7 +137,7 @@ class Drainer(threading.Thread):
 
     def _store(self, batch: Sequence[Logged]) -> None:
         try:
-            insert(self._db, batch)
+            self._writer.insert(batch)
         except Exception as error:
             if not _is_the_rows(error):
                 raise
@@ -143,7 +148,7 @@ class Drainer(threading.Thread):
 
     def _store_alone(self, logged: Logged) -> None:
         try:
-            insert(self._db, [logged])
+            self._writer.insert([logged])
         except Exception as error:
             if not _is_the_rows(error):
                 raise
@@ -157,6 +162,10 @@ class Drainer(threading.Thread):
             self.database = state
 
     def _publish(self) -> None:
+        since = [at for journal in self._journals.values() if (at := journal.waiting_since) is not None]
+        waiting = sum(journal.waiting for journal in self._journals.values())
+        self._counters.spool(waiting, weigh(self._root), min(since, default=None))
+        self._counters.database(self.database == "ok")
         state = {"database": self.database, "rejected": self.rejected}
         if state != self._published:
             hidden = self._root / f".{STATE}"

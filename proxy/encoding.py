@@ -17,6 +17,8 @@ def decode(body: bytes, encoding: str | None) -> tuple[bytes, str | None]:
         return body, None
     if not known(encoding):
         return body, f"the answer is {encoding}-encoded and kept as it came"
+    if "gzip" in (encoding or "").lower() and body[:2] != _GZIP:  # else plain text would be read as bare deflate
+        return body, f"the answer cannot be read as {encoding}: it does not begin as gzip does"
     try:
         return Decoder(MAX_DECODED).feed(body), None
     except zlib.error as error:

@@ -364,8 +364,7 @@ class _Connection(asyncio.Protocol):
             if upgrade.args[0] < len(data):
                 answer.add(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._fail(Broken(f"what {self._name} sent is no HTTP"))
-            return
+            self._fail(Broken(f"what {self._name} sent is no HTTP"))  # or what is behind a whole answer, which counts
         answer.wake()
 
     def eof_received(self) -> bool:
@@ -401,6 +400,10 @@ class _Connection(asyncio.Protocol):
             writable.set_result(None)
 
     # httptools
+
+    def on_message_begin(self) -> None:
+        if self._answer is None:  # behind an answer: the next client's would begin with it
+            self._transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # later ones are trailers

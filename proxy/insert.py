@@ -2,22 +2,52 @@
 
 from collections.abc import Sequence
 
-from sqlmodel import col, select
-
 from proxy import rows
 from proxy.journal import Logged
-from store import tasks
+from proxy.metrics import Counters
+from proxy.prices import Prices
+from proxy.traces import Tracer
+from store import captures, keys, tasks
+from store.packing import Packer
 from store.session import Database
+from store.states import Server
 from store.tables import Capture
+from store.tasks import Identity
 
 
-def insert(db: Database, batch: Sequence[Logged]) -> None:
-    """Write the captures that are not there yet, and the tasks they are the first of, in one transaction."""
-    built = [rows.build(logged) for logged in batch]
-    with db.begin() as session:
-        ids = [capture.id for _, capture in built]
-        known = set(session.exec(select(Capture.id).where(col(Capture.id).in_(ids))))
-        new = [(identity, capture) for identity, capture in built if capture.id not in known]
-        for identity in {identity.id: identity for identity, _ in new}.values():
-            tasks.ensure(session, identity)
-        session.add_all(capture for _, capture in new)
+class Writer:
+    """Writes batches; remembers what the tasks' bodies are packed with. One thread's."""
+
+    def __init__(
+        self, db: Database, prices: Prices | None = None, counters: Counters | None = None, tracer: Tracer | None = None
+    ) -> None:
+        """`counters` and `tracer` are told what has been stored."""
+        self._db = db
+        self._packer = Packer()
+        self._prices = prices or Prices(())
+        self._counters = counters or Counters()
+        self._tracer = tracer
+
+    def insert(self, batch: Sequence[Logged]) -> None:
+        """Write the captures that are not there yet, the tasks they are the first of, and what their keys have spent, in one
+        transaction.
+        """
+        built = [rows.build(logged, self._prices) for logged in batch]
+        with self._db.begin() as session:
+            for identity in {identity.id: identity for identity, _ in built}.values():
+                tasks.ensure(session, identity)
+            session.flush()
+            stored = set(captures.write(session, [capture for _, capture in built], self._packer))
+            keys.settle(session, [capture for _, capture in built if capture.id in stored])
+        for (identity, capture), logged in zip(built, batch, strict=True):
+            if capture.id in stored:
+                self._tell(identity, capture, logged.begin.meta.get("traceparent"))
+
+    def _tell(self, identity: Identity, capture: Capture, traceparent: str | None) -> None:
+        tokens = (capture.prompt_tokens, capture.completion_tokens)
+        cost = capture.cost_usd
+        if capture.served_by == Server.STUDENT:
+            cost = self._prices.cost(capture.model, *tokens)  # what it has saved
+        self._counters.stored(identity.name, capture.served_by, capture.teacher, *tokens, cost)
+        if self._tracer is not None:
+            self._tracer.exchange(capture, task=identity.name, traceparent=traceparent)

@@ -48,6 +48,11 @@ class Journal:
         self._batch: list[Logged] = []
 
     @property
+    def waiting(self) -> int:
+        """Exchanges that have been read and are not stored: those that are going on among them."""
+        return len(self._begun) + len(self._batch)
+
+    @property
     def waiting_since(self) -> float | None:
         """When the oldest exchange of the batch that is not stored yet began, as seconds since 1970."""
         return min((float(logged.begin.meta["at"]) for logged in self._batch), default=None)

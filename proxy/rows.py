@@ -6,6 +6,7 @@ from typing import Any
 from proxy import request as requests
 from proxy.encoding import decode
 from proxy.journal import Logged
+from proxy.prices import Prices
 from store import answers, bodies
 from store.answers import Answer
 from store.states import CaptureStatus, Server
@@ -13,8 +14,8 @@ from store.tables import Capture
 from store.tasks import Identity
 
 
-def build(logged: Logged) -> tuple[Identity, Capture]:
-    """The capture of an exchange, and its task."""
+def build(logged: Logged, prices: Prices | None = None) -> tuple[Identity, Capture]:
+    """The capture of an exchange, and its task. What it cost is by the teacher's `prices`; a student's answer costs nothing."""
     begin, end = logged.begin.meta, logged.end.meta if logged.end else {}
     endpoint = begin["endpoint"]
     request = requests.parse(logged.begin.body)
@@ -22,13 +23,18 @@ def build(logged: Logged) -> tuple[Identity, Capture]:
     response, unread = decode(logged.end.body if logged.end else b"", end.get("encoding"))
     stream = bool(end.get("stream", request.get("stream")))
     answer = answers.read(response, stream=stream, endpoint=endpoint) if response and not unread else Answer()
+    served_by = Server(end.get("served_by", Server.TEACHER))  # type: ignore[call-arg]
+    columns = bodies.columns(request, answer, endpoint)
+    cost = None
+    if prices is not None and served_by == Server.TEACHER:
+        cost = prices.cost(columns["model"], columns["prompt_tokens"], columns["completion_tokens"])
     capture = Capture(
         id=begin["id"],
         created_at=datetime.fromtimestamp(begin["at"], UTC),
         task_id=identity.id,
         endpoint=endpoint,
         status=_status(end, stream, answer),
-        served_by=Server(end.get("served_by", Server.TEACHER)),  # type: ignore[call-arg]
+        served_by=served_by,
         adapter_id=end.get("adapter_id"),
         fallback=bodies.text(end.get("fallback"), 200),
         stream=stream,
@@ -39,7 +45,10 @@ def build(logged: Logged) -> tuple[Identity, Capture]:
         duration_ms=end.get("duration_ms"),
         retry_count=bodies.count(begin["retry_count"]) or 0,
         error=bodies.text(end.get("error") or logged.why or unread or answer.error),
-        **bodies.columns(request, answer, endpoint),
+        key_id=begin.get("key"),
+        teacher=end.get("teacher"),
+        cost_usd=cost,
+        **columns,
     )
     return identity, capture
 

@@ -22,6 +22,9 @@ class ProxySettings(StoreSettings):
     teacher_key: SecretStr | None = Field(
         None, description="The operator's key: replaces every client's credentials. Without it each client's own key is forwarded."
     )
+    require_key: bool = Field(
+        False, description="Only requests with a key of stillroom's own (`stillroom keys add`) are let in; others get 401."
+    )
     teachers: Path | None = Field(
         None, description="TOML file of several teachers, by model, and of prices. Default: the one at STILLROOM_TEACHER_URL."
     )

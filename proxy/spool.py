@@ -148,6 +148,9 @@ class Spool:
         self._syncer: ThreadPoolExecutor | None = None
         self._syncing = False
         self._unsynced: list[Then] = []
+        self._behind: list[int] = []  # what has to be flushed with them: segments that are closed, folders with new names in them
+        if durability == Durability.DISK:
+            self._behind = [_folder(made) for made in (folder.path.parent, folder.path.parent.parent)]
 
     def append(self, meta: dict[str, Any], body: bytes, then: Then, *, reserve: bool = False) -> None:
         """Write one frame, whole or not at all, and call `then`.
@@ -210,6 +213,7 @@ class Spool:
         if self._syncer is not None:
             self._syncer.shutdown()
         self._close()
+        _flushed(self._behind)
         self.folder.release()
 
     def _fail(self, why: str) -> NotKept:
@@ -258,12 +262,18 @@ class Spool:
         if self._syncing or not self._unsynced:
             return
         thens, self._unsynced = self._unsynced, []
+        try:
+            fds = [*self._behind, *([os.dup(self._fd)] if self._fd >= 0 else [])]
+        except OSError as problem:  # too many open files
+            self._synced(thens, problem.strerror)
+            return
+        self._behind = []
         if self._loop is None:
-            self._synced(thens, _flushed(os.dup(self._fd)))
+            self._synced(thens, _flushed(fds))
             return
         self._syncing = True
         self._syncer = self._syncer or ThreadPoolExecutor(1, "spool")
-        done = self._loop.run_in_executor(self._syncer, _flushed, os.dup(self._fd))
+        done = self._loop.run_in_executor(self._syncer, _flushed, fds)
         done.add_done_callback(lambda each: self._synced(thens, each.result()))
 
     def _synced(self, thens: Sequence[Then], problem: str | None) -> None:
@@ -276,17 +286,22 @@ class Spool:
     def _open_next(self) -> None:
         path = self.folder.path / f"{self._number + 1:08d}.seg"
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if self._durability == Durability.DISK:  # a file's name is in its folder
+                self._behind.append(_folder(self.folder.path))
+        except OSError:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
         self._close()
         self._fd, self._number, self._size = fd, self._number + 1, 0
-        if self._durability == Durability.DISK:
-            folder = os.open(self.folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _flushed(folder)
 
     def _close(self) -> None:
         if self._fd >= 0:
             if self._durability == Durability.DISK:
-                os.fdatasync(self._fd)
-            os.close(self._fd)
+                self._behind.append(self._fd)
+            else:
+                os.close(self._fd)
         self._fd = -1
 
 
@@ -306,15 +321,21 @@ def _settle(future: "asyncio.Future[None]", error: NotKept | None) -> None:
         future.set_exception(error) if error is not None else future.set_result(None)
 
 
-def _flushed(fd: int) -> str | None:
+def _flushed(fds: Sequence[int]) -> str | None:
     """fdatasync, and close; says what went wrong."""
-    try:
-        os.fdatasync(fd)
-    except OSError as error:
-        return error.strerror or str(error)
-    finally:
-        os.close(fd)
-    return None
+    problem = None
+    for fd in fds:
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            problem = problem or error.strerror or str(error)
+        finally:
+            os.close(fd)
+    return problem
+
+
+def _folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def weigh(root: Path) -> int:

@@ -1,6 +1,6 @@
 """Column types that read the same on SQLite and on PostgreSQL."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 OrderedJson = sa.JSON()
 # SQLite counts rows by itself only in a column declared INTEGER.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -33,6 +34,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Instant(UtcDateTime):
+    """The same in eight bytes: microseconds since 1970 on SQLite, whose own way is 26 letters."""
+
+    impl = UtcDateTime.impl
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.BigInteger()) if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        bound = super().process_bind_param(value, dialect)
+        return bound if bound is None or dialect.name != "sqlite" else (bound - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        return EPOCH + value * MICROSECOND if isinstance(value, int) else super().process_result_value(value, dialect)
 
 
 class StateText(TypeDecorator[State]):

@@ -1,11 +1,13 @@
-"""Who answers which task: read by the proxy, pointed by serving and admin, here only."""
+"""Who answers which task, and who may ask: read by the proxy. Routes are pointed by serving and admin, here only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
 
-from store import audit
+from store import audit, keys
 from store.columns import now
+from store.keys import KeyView
 from store.states import EngineStatus
 from store.tables import Engine, Route, Task
 
@@ -27,6 +29,7 @@ class Table:
     loaded: frozenset[str]  #: adapters that every ready engine has
     unstored: frozenset[str] = frozenset()  #: tasks of which a request that says `store: false` is not captured
     context: int | None = None  #: tokens of a prompt and its answer together, of the ready engine that has the fewest
+    keys: Mapping[bytes, KeyView] | None = None  #: virtual keys by SHA-256; None: not read yet
 
 
 def read(session: Session) -> Table:
@@ -41,6 +44,7 @@ def read(session: Session) -> Table:
         loaded=frozenset.intersection(*have) if have else frozenset(),
         unstored=frozenset(unstored),
         context=min((engine.context for engine in engines if engine.context is not None), default=None),
+        keys=keys.read(session),
     )
 
 

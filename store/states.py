@@ -33,6 +33,18 @@ class CaptureStatus(State):
     FAILED = "failed", "The answer was an error, or there was none."
 
 
+class KeyStatus(State):
+    ACTIVE = "active", "Lets requests in."
+    SPENT = "spent", "Its budget is spent: requests are refused until it is raised, or its next month begins."
+    EXPIRED = "expired", "Its time is over: requests are refused."
+    REVOKED = "revoked", "A person closed it for good."
+
+
+class BudgetPeriod(State):
+    TOTAL = "total", "The budget is for as long as the key lives."
+    MONTH = "month", "The budget is for each calendar month, in UTC."
+
+
 class ReviewKind(State):
     APPROVE = "approve", "A person found the answer right."
     REJECT = "reject", "A person found the answer wrong; it is not trained on."

@@ -3,8 +3,9 @@
     capture (+ reviews) -> pair -> dataset -> run -> adapter -> evaluation -> verdict -> rollout -> route
 
 One room writes a table: proxy captures and the tasks it first sees; distill pairs to verdicts; serving engines and rollouts; admin
-reviews, tokens and tasks' policies. Routes have two writers, serving and admin, both through `store.routes`. Exceptions: admin's
-import writes captures and their tasks as the proxy does, and distill writes a task's columns of its own (those that say so).
+reviews, tokens, keys and tasks' policies. Routes have two writers, serving and admin, both through `store.routes`. Exceptions:
+admin's import writes captures and their tasks as the proxy does, the proxy what a key has spent, and distill a task's columns of
+its own (those that say so).
 """
 
 from datetime import datetime
@@ -14,10 +15,14 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from store import ids
+from store.capture import Capture as Capture
+from store.capture import CaptureKind as CaptureKind
+from store.capture import CaptureRow as CaptureRow
+from store.capture import Dictionary as Dictionary
 from store.columns import BigId, Json, OrderedJson, StateText, UtcDateTime, now
 from store.states import (
     AdapterStatus,
-    CaptureStatus,
+    BudgetPeriod,
     DatasetStatus,
     EngineStatus,
     EvaluationStatus,
@@ -26,7 +31,6 @@ from store.states import (
     ReviewKind,
     RolloutStage,
     RunStatus,
-    Server,
     Split,
     TaskStatus,
 )
@@ -53,36 +57,6 @@ class Task(SQLModel, table=True):
     #: when its last turn of the wheel came to an end, whatever that was
     turned_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = _created()
-
-
-class Capture(SQLModel, table=True):
-    """One logged exchange. Bodies are the bytes on the wire; credentials are never among the columns."""
-
-    __tablename__ = "captures"
-    __table_args__ = (sa.Index("captures_by_task", "task_id", "id"),)
-    id: str = Field(primary_key=True, max_length=40)
-    created_at: datetime = _created()
-    task_id: str = Field(max_length=40)
-    endpoint: str = Field(max_length=100)
-    status: CaptureStatus = Field(sa_type=StateText(CaptureStatus), index=True)
-    served_by: Server = Field(sa_type=StateText(Server))
-    adapter_id: str | None = Field(default=None, max_length=200)
-    fallback: str | None = Field(default=None, max_length=200)  #: why the student did not answer a routed request
-    model: str = Field(default="", max_length=200)  #: as the client asked
-    stream: bool = False
-    http_status: int | None = None
-    request: bytes = Field(sa_type=sa.LargeBinary)
-    response: bytes = Field(default=b"", sa_type=sa.LargeBinary)  #: JSON or the raw SSE text, content-encoding undone
-    prompt_text: str = Field(default="", sa_type=sa.Text)  #: the last user message, for people and search
-    answer_text: str = Field(default="", sa_type=sa.Text)  #: the answer's content or tool calls, likewise
-    finish_reason: str | None = Field(default=None, max_length=40)
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    first_byte_ms: float | None = None
-    duration_ms: float | None = None
-    retry_count: int = 0
-    error: str | None = Field(default=None, sa_type=sa.Text)
-    meta: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  #: the request body's `metadata`
 
 
 class Review(SQLModel, table=True):
@@ -322,3 +296,32 @@ class AdminToken(SQLModel, table=True):
     sha256: str = Field(primary_key=True, max_length=64)
     label: str = Field(max_length=100)
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class VirtualKey(SQLModel, table=True):
+    """A key of stillroom's own that clients use in place of the operator's; only its SHA-256 is kept. See `store.keys`."""
+
+    __tablename__ = "virtual_keys"
+    __table_args__ = (
+        # A label is free again once its key is revoked.
+        sa.Index(
+            "virtual_keys_by_label",
+            "label",
+            unique=True,
+            sqlite_where=sa.text("revoked_at IS NULL"),
+            postgresql_where=sa.text("revoked_at IS NULL"),
+        ),
+    )
+    id: str = Field(default_factory=lambda: ids.new("key"), primary_key=True, max_length=40)
+    sha256: str = Field(unique=True, max_length=64)
+    last4: str = Field(max_length=4)  #: the key's end, for people to tell keys apart
+    label: str = Field(max_length=100)
+    tasks: list[str] = Field(default_factory=list, sa_type=Json)  #: ids, or names of tasks not yet seen; empty: all
+    budget_usd: float | None = None
+    budget_period: BudgetPeriod = Field(default=BudgetPeriod.TOTAL, sa_type=StateText(BudgetPeriod))
+    spent_usd: float = 0.0  #: with a monthly budget: in the month `spent_in`
+    spent_in: str = Field(default="", max_length=7)  #: the newest month (UTC) with a cost, as 2026-11
+    requests_per_minute: int | None = None
+    created_at: datetime = _created()
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -6,11 +6,14 @@ from typing import Any
 import orjson
 import pytest
 
-from admin import captures, reviews
+from admin import captures, pairs, reviews
 from admin.captures import Filter
 from admin.problems import NotFound
+from store import captures as written
+from store import tasks
 from store.chat import RESPONSES
 from store.columns import now
+from store.packing import Packer
 from store.session import Database
 from store.states import CaptureStatus, ReviewKind, Server, Split
 from tests.admin import rows
@@ -227,3 +230,23 @@ def test_what_the_student_answered_live_is_its_answer_and_not_the_teachers(db: D
 def test_an_unknown_capture_is_told(db: Database) -> None:
     with db.read() as session, pytest.raises(NotFound, match="stillroom captures"):
         captures.one(session, "cap_nothing")
+
+
+def test_packed_captures_are_found_shown_and_listed_as_any_other(db: Database) -> None:
+    exchanges = [rows.exchange(f"Is {n} odd, ÄRGER?", f"odd {n}", rows.asked(f"Is {n} odd, ÄRGER?"), n + 1, {}) for n in range(40)]
+    with db.begin() as session:
+        tasks.ensure(session, tasks.identify(rows.asked("")))
+        session.flush()
+        written.write(session, exchanges, Packer())
+        plain = rows.capture(session, "not packed, ärger", "even")
+        session.add_all(rows.paired(each, Split.TRAIN) for each in exchanges)
+    with db.read() as session:
+        assert [line.prompt for line in captures.listing(session, Filter(q="is 17 ODD")).data] == ["Is 17 odd, ÄRGER?"]
+        first = captures.listing(session, Filter(q="ärger"), limit=3)
+        assert [line.id for line in first.data] == [plain.id, exchanges[0].id, exchanges[1].id]
+        rest = captures.listing(session, Filter(q="ärger"), after=first.data[-1].id)
+        assert ([line.id for line in rest.data], rest.has_more) == ([each.id for each in exchanges[2:]], False)
+        assert [line.prompt for line in pairs.listing(session, pairs.Filter(q="odd 39")).data] == ["Is 39 odd, ÄRGER?"]
+        one = captures.one(session, exchanges[5].id)
+        assert (one.request, one.response, one.answer) == (rows.asked("Is 5 odd, ÄRGER?"), rows.said("odd 5"), "odd 5")
+        assert reviews.find(session, exchanges[5].id).request == exchanges[5].request

@@ -14,6 +14,7 @@ from admin import doctor
 from admin.doctor import Check, Mark
 from admin.settings import AdminSettings
 from serving.command import free_port
+from store import keys
 from store.session import Database
 
 
@@ -190,7 +191,28 @@ def test_a_prepared_base_model_is_found(examine: Examine, tmp_path: Path, monkey
 def test_a_key_that_others_can_use_is_warned_of(examine: Examine) -> None:
     assert "security" not in examine(teacher_key="sk-good")
     assert "security" not in examine(proxy_host="0.0.0.0")
-    assert "at your expense" in examine(teacher_key="sk-good", proxy_host="0.0.0.0")["security"].says
+    says = examine(teacher_key="sk-good", proxy_host="0.0.0.0")["security"].says
+    assert "STILLROOM_TEACHER_KEY is set" in says
+    assert "at your expense" in says
+    assert "`stillroom keys add LABEL`" in says
+    assert "security" not in examine(teacher_key="sk-good", proxy_host="0.0.0.0", require_key=True)
+
+
+def test_a_key_in_a_file_of_teachers_is_warned_of_too(examine: Examine, teacher: str, tmp_path: Path) -> None:
+    file = tmp_path / "teachers.toml"
+    file.write_text(f'[[teacher]]\nname = "one"\nmodels = ["*"]\nurl = "{teacher}"\nkey_env = "ONE"\n')
+    assert "names keys of yours" in examine(teachers=file, proxy_host="0.0.0.0")["security"].says
+    file.write_text(f'[[teacher]]\nname = "one"\nmodels = ["*"]\nurl = "{teacher}"\n')
+    assert "security" not in examine(teachers=file, proxy_host="0.0.0.0")
+
+
+def test_keys_that_are_required_and_not_there_are_told(examine: Examine, sqlite: Database) -> None:
+    assert "keys" not in examine()
+    check = examine(require_key=True)["keys"]
+    assert (check.mark, "stillroom keys add" in check.says) == (Mark.WARNING, True)
+    with sqlite.begin() as session:
+        keys.make(session, "ci", by="tests")
+    assert examine(require_key=True)["keys"].mark == Mark.OK
 
 
 def test_the_exit_code_says_whether_stillroom_can_run(stillroom: Callable[..., Result], teacher: str) -> None:

@@ -36,7 +36,7 @@ def load(db: Database, *lines: Any, **options: Any) -> importing.Report:
 
 def stored(db: Database) -> list[Capture]:
     with db.read() as session:
-        return list(session.exec(select(Capture).order_by("prompt_text")).all())
+        return sorted(session.exec(select(Capture)), key=lambda capture: capture.prompt_text)
 
 
 def test_both_formats_become_captures_of_the_teacher(db: Database) -> None:

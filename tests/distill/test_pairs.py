@@ -8,8 +8,9 @@ import pytest
 from sqlmodel import select
 
 from distill import pairs
-from store import tasks
+from store import captures, tasks
 from store.chat import RESPONSES, TEXT
+from store.packing import Packer
 from store.policy import Policy
 from store.session import Database
 from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
@@ -260,3 +261,17 @@ def test_a_correction_that_was_taken_back_makes_no_pair(db: Database, put: Calla
     with db.begin() as session:
         session.add(Review(capture_id=student.id, kind=ReviewKind.REJECT))
     assert made(db, task) == []
+
+
+def test_packed_captures_make_the_same_pairs(db: Database) -> None:
+    texts = [f"is {n} odd or even, and why do you say so?" for n in range(40)]
+    plain = [pairs.judge(exchange(text, "odd"), POLICY) for text in texts]
+    rows = [exchange(text, "odd") for text in texts]
+    with db.begin() as session:
+        tasks.ensure(session, tasks.identify(orjson.loads(rows[0].request)))
+        session.flush()
+        captures.write(session, rows, Packer())
+    found = made(db, rows[0].task_id)
+    assert {pair.content_hash for pair in found} == {pair.content_hash for pair in plain}
+    with db.read() as session:
+        assert all(capture.packed for capture in session.exec(select(Capture)))

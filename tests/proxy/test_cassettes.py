@@ -11,7 +11,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +30,9 @@ from tests.proxy.upstream import Exchange, Headers, Upstream
 
 RECORDED = "wire_openai_chat_cassettes.jsonl.gz"
 HEADERS = [  # as OpenAI sends them, and what a client may not lose
-    ("Date", "Fri, 21 Nov 2025 17:00:00 GMT"), ("x-request-id", "req_7"), ("openai-version", "2020-10-01"), ("openai-processing-ms", "41"),
-    ("x-ratelimit-remaining-requests", "9999"), ("x-ratelimit-reset-tokens", "12ms"), ("retry-after-ms", "7"),
-    ("Set-Cookie", "a=1; path=/"), ("Set-Cookie", "b=2; path=/"), ("X-Empty", ""), ("Server", "cloudflare"),
+    ("Date", "Fri, 21 Nov 2025 17:00:00 GMT"), ("x-request-id", "req_7"), ("openai-version", "2020-10-01"),
+    ("openai-processing-ms", "41"), ("x-ratelimit-remaining-requests", "9999"), ("x-ratelimit-reset-tokens", "12ms"),
+    ("retry-after-ms", "7"), ("Set-Cookie", "a=1; path=/"), ("Set-Cookie", "b=2; path=/"), ("X-Empty", ""), ("Server", "cloudflare"),
 ]  # fmt: skip
 
 
@@ -132,7 +131,8 @@ def check(row: Row, capture: Capture) -> bool:
         assert answer.error == capture.error
         assert capture.status == CaptureStatus.FAILED
         return False
-    rebuilt = Said(answer.message.get("content"), _calls(answer.message), answer.finish_reason, (answer.prompt_tokens, answer.completion_tokens))
+    usage = (answer.prompt_tokens, answer.completion_tokens)
+    rebuilt = Said(answer.message.get("content"), _calls(answer.message), answer.finish_reason, usage)
     assert rebuilt == said
     assert (capture.finish_reason, (capture.prompt_tokens, capture.completion_tokens)) == (said.finish, said.usage)
     assert capture.status == CaptureStatus.COMPLETE
@@ -178,7 +178,8 @@ def _streamed(body: bytes) -> Said | None:
             finish = choice.get("finish_reason") or finish
             delta = choice.get("delta") or {}
             content = delta.get("content") or ""
-            text += content if isinstance(content, str) else "".join(part.get("text", "") for part in content)  # not what was thought
+            # of parts the text counts, not what was thought
+            text += content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
             for part in delta.get("tool_calls") or []:
                 id, name, arguments = calls.get(part.get("index", 0), (None, "", ""))
                 called = part.get("function") or {}
@@ -207,13 +208,13 @@ def _confirmed(body: bytes, said: Said) -> bool:
 
 def _written() -> list[Row]:
     """Exchanges of every kind that is among the recordings."""
-    request = '{"model":"gpt-x", "messages": [{"role":"user","content":"Grüße \\u00e9 👋"}],\n\t"temperature":1.0e0, "temperature":1, "x":NaN}'
+    request = '{"model":"gpt-x", "messages": [{"role":"user","content":"Grüße \\u00e9 👋"}],\n\t"top_p":1.0e0, "top_p":1, "x":NaN}'
     usage = {"prompt_tokens": 48, "completion_tokens": 14, "total_tokens": 62, "completion_tokens_details": {"reasoning_tokens": 0}}
     call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Zürich"}'}}
     texts: list[dict[str, Any]] = [
         {"role": "assistant", "content": "It rains in Zürich 🌧.", "refusal": None, "annotations": []},
         {"role": "assistant", "content": None, "tool_calls": [call, {**call, "id": "call_2"}]},
-        {"role": "assistant", "content": "4", "reasoning": "2+2", "reasoning_content": "2+2", "extra_content": {"google": {"x": 1}}},
+        {"role": "assistant", "content": "4", "reasoning": "2+2", "reasoning_content": "2+2", "extra_content": {"x": {"y": 1}}},
         {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "four"}]},
     ]
     whole = [
@@ -233,7 +234,8 @@ def _written_streams() -> list[Row]:
     request = b'{"model":"gpt-x","stream":true,"messages":[{"role":"user","content":"hi"}],"stream_options":{"include_usage":true}}'
     head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "usage": None, "obfuscation": "jP9abrn9"}
     usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
-    text = [{"role": "assistant", "content": "", "refusal": None}, {"content": "Grü"}, {"content": "ße "}, {"content": "👋🏽\n\n"}, {}]
+    words = ({"content": word} for word in ("Grü", "ße ", "👋🏽\n\n"))
+    text: list[dict[str, Any]] = [{"role": "assistant", "content": "", "refusal": None}, *words, {}]
     called: list[dict[str, Any]] = [
         {"role": "assistant", "content": None},
         {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
@@ -249,7 +251,8 @@ def _written_streams() -> list[Row]:
         chunks.append({**head, "choices": [], "usage": usage})
         lines = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks]
         bodies.append(": OPENROUTER PROCESSING\n\n" + "".join(lines) + "data: [DONE]\n\n")
-    failed = ": ping\n\n" + f"data: {json.dumps({**head, 'choices': [], 'error': {'message': 'Provider went away', 'code': 502}})}\n\n"
+    error = {**head, "choices": [], "error": {"message": "Provider went away", "code": 502}}
+    failed = f": ping\n\ndata: {json.dumps(error)}\n\n"
     rows = [Row(request, body.encode(), stream=True) for body in bodies]
     rows += [Row(request, body.replace("\n\n", "\r\n\r\n").encode(), stream=True) for body in bodies]
     return [*rows, Row(request, (failed + "data: [DONE]\n\n").encode(), stream=True)]
@@ -276,7 +279,8 @@ def _cut(rows: list[Row]) -> list[Row]:
     found = []
     for row in rows:
         for body in {row.body, row.body.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")}:
-            awkward = [i for i in range(1, len(body)) if body[i] & 0xC0 == 0x80 or body[i - 1 : i + 1] in (b"\r\n", b"\n\n", b"\n\r")]
+            within = (b"\r\n", b"\n\n", b"\n\r")
+            awkward = [i for i in range(1, len(body)) if body[i] & 0xC0 == 0x80 or body[i - 1 : i + 1] in within]
             random_ones = sorted(dice.sample(range(1, len(body)), min(40, len(body) - 1)))
             near_end = list(range(len(body) - 24, len(body)))
             found += [

@@ -83,8 +83,9 @@ def talk(url: str, what: Callable[[ClientConnection], Coroutine[Any, Any, Any]],
     """Run `what` on a connection through the proxy."""
 
     async def run() -> Any:
+        options.setdefault("subprotocols", [Subprotocol("realtime")])
         address = f"{url.replace('http', 'ws')}/v1/realtime?model=rt-1"
-        async with connect(address, additional_headers=KEYED, max_size=None, **options) as connection:
+        async with connect(address, additional_headers=KEYED, max_size=None, proxy=None, compression=None, **options) as connection:
             return await asyncio.wait_for(what(connection), 20)
 
     return asyncio.run(run())

@@ -58,12 +58,12 @@ Reply = Callable[[Exchange], Awaitable[bool | None]]
 class Upstream:
     """Set `reply`; read `seen`. `stop` and `start` again on the same port make it refuse connections and come back."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._tls = tls
         self.seen: list[Seen] = []
         self.reply: Reply = json(completion("from the upstream"))
         self.early: Reply | None = None  #: answers before the request's body is read
-        self.port = 0
+        self.port = port
         self._connections = 0
         self._open: set[asyncio.StreamWriter] = set()
         self.start()

@@ -69,7 +69,7 @@ class Wire:
                     said.body += self._take(1)
         except EOFError:
             said.whole = not {"transfer-encoding", "content-length"} & {key for key, _ in headers}
-            said.body += self._buffer
+            said.body, self._buffer = said.body + self._buffer, b""
         return said
 
     def broken(self) -> bool:
@@ -78,6 +78,11 @@ class Wire:
             return not self.answer().whole
         except (EOFError, ConnectionError):
             return True
+
+    def peek(self) -> bytes:
+        """What has come and is not taken; waits for more of it."""
+        self._read()
+        return self._buffer
 
     def rest(self) -> bytes:
         """All that comes until the other side closes."""

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,8 +15,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import SQLModel
 
-from store import migrate, tables
+from store import captures, migrate, tables
+from store.packing import Packer
 from store.session import Database
+from tests.store import test_captures
 
 
 def test_migrating_twice_changes_nothing(blank: Database) -> None:
@@ -112,6 +115,50 @@ def test_rows_go_through_every_migration_up_and_down(blank: Database) -> None:
         tools, absent = session.execute(sa.text("SELECT tools, response_format FROM pairs")).one()
         assert (json.loads(tools) if isinstance(tools, str) else tools, absent) == (TOOLS, None)
     migrate.upgrade(blank)
+
+
+def test_captures_keep_all_they_have_through_the_migration_that_packs_new_ones(blank: Database) -> None:
+    _to(blank, command.upgrade, "0003")
+    before = {
+        "id": "cap_1", "created_at": "2026-01-02 03:04:05.000678", "task_id": "task_1", "endpoint": "/v1/responses",
+        "status": "failed", "served_by": "student", "adapter_id": "task_1@v1", "fallback": None, "model": "m", "stream": True,
+        "http_status": None,
+        "request": b"\x00\xffrequest", "response": b"answer", "prompt_text": "Grüße", "answer_text": "x",
+        "finish_reason": None, "prompt_tokens": 3, "completion_tokens": None, "first_byte_ms": 1.5, "duration_ms": None,
+        "retry_count": 2, "error": "no", "meta": '{"user": "ann"}',
+    }  # fmt: skip
+    other = {**before, "id": "cap_2", "http_status": 200, "created_at": "2026-01-02 03:04:05"}
+    insert = f"INSERT INTO captures ({', '.join(before)}) VALUES ({', '.join(':' + name for name in before)})"
+    with blank.begin() as session:
+        for row in (before, other, {**before, "id": "cap_3"}):
+            session.execute(sa.text(insert), row)
+    migrate.upgrade(blank)
+    with blank.begin() as session:
+        one, two = session.get_one(tables.Capture, "cap_1"), session.get_one(tables.Capture, "cap_2")
+        assert one.created_at == datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+        assert (two.created_at, two.http_status) == (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), 200)
+        for name in set(before) - {"id", "created_at", "meta"}:
+            assert getattr(one, name) == before[name], name
+        assert one.meta == {"user": "ann"}
+        assert session.execute(sa.text("SELECT count(*) FROM capture_kinds")).scalar_one() == 2
+        told = {n: test_captures.capture(n) for n in range(40)}
+        captures.write(session, [*told.values()], Packer())
+    _to(blank, command.downgrade, "0003")
+    with blank.read() as session:
+        back = {row.id: row for row in session.execute(sa.text("SELECT * FROM captures"))}
+    assert len(back) == 43
+    for name in set(before) - {"created_at", "meta"}:
+        value = getattr(back["cap_1"], name)
+        assert (bytes(value) if isinstance(value, memoryview) else value) == before[name], name
+    for capture in told.values():
+        row = back[capture.id]
+        assert [bytes(row.request), bytes(row.response), row.prompt_text.encode(), row.answer_text.encode()] == capture.parts()
+        assert (row.task_id, row.status, row.served_by) == ("task_1", "complete", "teacher")
+    assert "2026-01-02 03:04:05.000678" in str(back["cap_1"].created_at)
+    migrate.upgrade(blank)
+    with blank.read() as session:
+        assert session.get_one(tables.Capture, capture.id).parts() == capture.parts()
+        assert session.get_one(tables.Capture, "cap_1").created_at == one.created_at
 
 
 def _to(db: Database, move: Callable[[Config, str], None], revision: str) -> None:

@@ -89,7 +89,7 @@ def test_what_the_student_is_given_is_not_beyond_it() -> None:
     assert beyond({**everyday, **chat}) is None
     assert beyond({**everyday, "prompt": ["4"], "n": 1, "best_of": 1, "echo": False, "suffix": "", "logprobs": None}, TEXT) is None
     function = {"type": "function", "name": "f"}
-    responses = {"input": "4", "include": [], "background": False, "store": None, "tools": [function], "tool_choice": function}
+    responses = {"input": "4", "include": [], "background": False, "store": False, "tools": [function], "tool_choice": function}
     assert beyond({**everyday, **responses, "reasoning": {"effort": "low"}, "truncation": "auto"}, RESPONSES) is None
 
 
@@ -105,6 +105,7 @@ def test_what_the_student_is_given_is_not_beyond_it() -> None:
         (RESPONSES, "background", True),
         (RESPONSES, "include", ["reasoning.encrypted_content"]),
         (RESPONSES, "store", True),
+        (RESPONSES, "store", None),
         (RESPONSES, "context_management", [{"type": "compaction"}]),
         (RESPONSES, "top_logprobs", 3),
         (RESPONSES, "tools", [{"type": "web_search"}]),
@@ -115,5 +116,5 @@ def test_what_the_student_is_given_is_not_beyond_it() -> None:
     ],
 )
 def test_what_is_beyond_the_student_is_named(endpoint: str, field: str, value: object) -> None:
-    asked = {CHAT: {"messages": []}, TEXT: {"prompt": "4"}, RESPONSES: {"input": "4"}}[endpoint]
+    asked = {CHAT: {"messages": []}, TEXT: {"prompt": "4"}, RESPONSES: {"input": "4", "store": False}}[endpoint]
     assert beyond({"model": "big", **asked, field: value}, endpoint) == field

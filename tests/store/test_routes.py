@@ -2,7 +2,7 @@
 
 from sqlmodel import col, select
 
-from store import routes
+from store import keys, routes
 from store.routes import Target
 from store.session import Database
 from store.states import EngineStatus
@@ -15,7 +15,7 @@ def engine(name: str, status: EngineStatus, loaded: list[str]) -> Engine:
 
 def test_a_table_without_routes_belongs_to_the_teacher(db: Database) -> None:
     with db.read() as session:
-        assert routes.read(session) == routes.Table({}, (), frozenset())
+        assert routes.read(session) == routes.Table({}, (), frozenset(), keys={})
 
 
 def test_a_task_is_pointed_at_an_adapter_and_back(db: Database) -> None:
@@ -59,3 +59,13 @@ def test_the_table_names_the_tasks_that_honour_store(db: Database) -> None:
             session.add(Task(id=f"task_{name}", name=name, policy=policy))
     with db.read() as session:
         assert routes.read(session).unstored == {"task_yes"}
+
+
+def test_a_table_has_the_keys_in_use(db: Database) -> None:
+    with db.begin() as session:
+        key, _ = keys.make(session, "ci", by="me")
+        revoked, _ = keys.make(session, "old", by="me")
+        keys.revoke(session, revoked, by="me")
+    with db.read() as session:
+        table = routes.read(session)
+    assert [view.id for view in (table.keys or {}).values()] == [key.id]
