@@ -15,6 +15,7 @@ from proxy.board import FOLDER, Board
 from proxy.client import Client, Gone
 from proxy.completions import Completions
 from proxy.errors import Refusal
+from proxy.keys import Gate
 from proxy.metrics import Counters, Snapshot
 from proxy.routing import Routes
 from proxy.settings import ProxySettings
@@ -60,9 +61,10 @@ class Proxy:
         )
         self._routes = Routes(db, settings.route_seconds)
         self._teachers = Teachers(settings)
+        self._gate = Gate(settings.require_key, settings.home_path / "run")
         self._students = Students(timeout=settings.student_timeout)
         self._completions = Completions(
-            settings, self._teachers, self._students, self._routes, self._spool, self.counters, self.spawn
+            settings, self._gate, self._teachers, self._students, self._routes, self._spool, self.counters, self.spawn
         )
         self._db = db
         self.connections: set[Connection] = set()  #: which register themselves
@@ -76,10 +78,12 @@ class Proxy:
         try:
             if b"/." in client.raw_path or b"%2" in client.raw_path:
                 _check(client.raw_path)
+            client.key = self._gate.admit(client.head, self._routes.table.keys)
             if client.method == "POST" and client.raw_path in completions.ENDPOINTS and relay is None:
                 if not self._completions.quick(client):
                     self.spawn(client, self._completions.handle(client))
             else:
+                self._gate.permit(client.key, None)
                 self.spawn(client, passthrough.handle(client, self._teachers, self.counters, relay))
         except Refusal as refusal:
             self._refuse(client, refusal)

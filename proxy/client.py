@@ -12,6 +12,7 @@ from proxy.head import Head
 from proxy.headers import Headers
 from proxy.spool import NotKept
 from store import ids
+from store.keys import KeyView
 
 HIGH_WATER = 256 * 1024  # bytes of a request's body that wait before the client is no longer read
 _BODILESS = {101, 204, 304}
@@ -69,6 +70,7 @@ class Client:
         self.query = query
         self.head = head
         self.length = length  #: of the body, as announced
+        self.key: KeyView | None = None  #: the virtual key that it came under
         self.keep_alive = keep_alive
         self.gone = False
         self.started = False

@@ -13,6 +13,7 @@ from proxy.errors import Broken, Refusal, UpstreamError
 from proxy.headers import Headers, streams, to_client
 from proxy.http1 import Http1Answer
 from proxy.journal import STOPPED
+from proxy.keys import Gate
 from proxy.metrics import Counters
 from proxy.request import Wish
 from proxy.routing import Routes, choose
@@ -53,6 +54,7 @@ class Completions:
     def __init__(
         self,
         settings: ProxySettings,
+        gate: Gate,
         teachers: Teachers,
         students: Students,
         routes: Routes,
@@ -63,6 +65,7 @@ class Completions:
         """`spawn` makes a task that handles a client from then on."""
         self._settings = settings
         self._strict = settings.when_full == "refuse"
+        self._gate = gate
         self._teachers = teachers
         self._students = students
         self._routes = routes
@@ -95,7 +98,7 @@ class Completions:
         capture = self._begin(client, asked, _nobody)
         exchange = _Quick(self, client, asked, capture)
         try:
-            answer = asked.teacher.offer(client, body, exchange.answered, asked.model)
+            answer = asked.teacher.offer(client, body, exchange.answered, asked.model, own_key=client.key is not None)
         except (Refusal, UpstreamError) as error:
             refusal = error if isinstance(error, Refusal) else asked.teacher.refusal(error)
             self.refuse(client, capture, refusal, asked)
@@ -126,6 +129,7 @@ class Completions:
         endpoint = ENDPOINTS[client.raw_path]
         request = requests.parse(body)
         task = requests.identify(request, client.header(b"x-stillroom-task"), endpoint)
+        self._gate.permit(client.key, task.id, task.name)
         wish = requests.wish(client.header(b"x-stillroom-route"))
         model = request.get("model")
         teacher = self._teachers.of(model, client.header(HEADER))
@@ -150,6 +154,8 @@ class Completions:
             asked.body,
             then,
             task=client.header(b"x-stillroom-task"),
+            key=None if client.key is None else client.key.id,
+            traceparent=client.header(b"traceparent"),
             retry_count=int(retry) if retry.isdecimal() else 0,
         )
         return capture
@@ -172,10 +178,10 @@ class Completions:
             capture.end(CaptureStatus.INCOMPLETE, "the proxy failed on this exchange")  # counts only if nothing has ended it
 
     async def _answer(self, client: Client, capture: Capture, asked: _Asked) -> Answer:
-        table, teacher = self._routes.table, asked.teacher
+        table, teacher, own_key = self._routes.table, asked.teacher, client.key is not None
         choice = choose(
             table, asked.task.id, asked.request, asked.wish, asked.endpoint,
-            trusted=lambda: teacher.trusts(client), draw=random.random(),
+            trusted=lambda: teacher.trusts(client, own_key=own_key), draw=random.random(),
         )  # fmt: skip
         capture.fallback = choice.why
         if choice.student:
@@ -184,7 +190,7 @@ class Completions:
             except NoAnswer as why:
                 capture.fallback = str(why)
         try:
-            answer = await teacher.ask(client, asked.body, asked.model)
+            answer = await teacher.ask(client, asked.body, asked.model, own_key=own_key)
         except UpstreamError as error:
             if choice.spare:
                 try:
@@ -193,7 +199,7 @@ class Completions:
                     capture.fallback = str(why)
             raise teacher.refusal(error) from error
         capture.teacher = teacher.name
-        capture.secrets = teacher.judged(client, answer.status)
+        capture.secrets = teacher.judged(client, answer.status, own_key=own_key)
         return answer
 
     async def _ask_student(self, capture: Capture, engines: tuple[str, ...], adapter_id: str, asked: _Asked) -> Answer:
@@ -220,7 +226,7 @@ class _Quick:
             error = answer.error
             if error is None:
                 capture.teacher = asked.teacher.name
-                capture.secrets = asked.teacher.judged(client, answer.status)
+                capture.secrets = asked.teacher.judged(client, answer.status, own_key=client.key is not None)
                 body = answer.ready()
                 if body is None:
                     self._owner.resume(client, asked, capture, answer)

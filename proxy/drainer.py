@@ -126,6 +126,7 @@ class Drainer(threading.Thread):
             raise
         except Exception as error:  # noqa: BLE001 - it stays where it is, and is tried again
             self._cannot_read(path, _brief(error))
+            return
         if journal.exhausted:
             journal.folder.remove()
             del self._journals[path]

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from proxy.errors import Refusal
+from proxy.head import Head
 from proxy.headers import CREDENTIALS, Headers
 from proxy.limits import Limits
-from proxy.trust import Keys
 from store.keys import PREFIX, KeyView
 from store.states import BudgetPeriod
-
-__all__ = ["Gate", "Keys"]
 
 _OURS = PREFIX.encode()
 _SUBPROTOCOL = b"sec-websocket-protocol"  # where browsers put the key of a realtime session
@@ -31,16 +29,17 @@ class Gate:
         self._require = require
         self._limits = Limits(root)
 
-    def admit(self, headers: Headers, keys: Mapping[bytes, KeyView] | None) -> KeyView | None:
+    def admit(self, head: Head, keys: Mapping[bytes, KeyView] | None) -> KeyView | None:
         """The virtual key of a request; None if the client's own key is to be passed through. `keys`: None if not read yet.
 
         Counts the request towards the key's rate limit. Raises Refusal 401, 429, and 503 while the keys are not known.
         """
-        for name, value in headers:
-            if name in _PLACES and _OURS in value:
-                if name == _SUBPROTOCOL:
-                    raise _unauthorized("A key of stillroom's own is sent as `Authorization: Bearer KEY`, not as a subprotocol.")
-                return self._known(value, keys)
+        try:
+            digest = head.derived[Gate]
+        except KeyError:
+            digest = head.derived[Gate] = _digest(head.headers)
+        if digest is not None:
+            return self._known(digest, keys)
         if self._require:
             raise _unauthorized(f"This proxy wants a key of its own ({PREFIX}...): ask its operator for one.")
         return None
@@ -52,11 +51,10 @@ class Gate:
             says = f"The key {key.label!r} may not be used for {what}: its operator has limited it to other tasks."
             raise Refusal(403, "task_not_allowed", says)
 
-    def _known(self, value: bytes, keys: Mapping[bytes, KeyView] | None) -> KeyView:
+    def _known(self, digest: bytes, keys: Mapping[bytes, KeyView] | None) -> KeyView:
         if keys is None:
             says = "stillroom has not yet read its keys from the database: send the request again."
             raise Refusal(503, "keys_unknown", says, headers=((b"retry-after", b"1"),))
-        digest = hashlib.sha256(value.split()[-1]).digest()
         key = keys.get(digest)
         if key is None:
             raise _unauthorized("This key of stillroom's is not known, or was revoked: ask the proxy's operator for another.")
@@ -67,6 +65,16 @@ class Gate:
         if (rate := key.requests_per_minute) is not None and (wait := self._limits.take(digest, rate)):
             raise _too_fast(key, rate, wait)
         return key
+
+
+def _digest(headers: Headers) -> bytes | None:
+    """SHA-256 of the virtual key among these headers; None if there is none. Raises Refusal."""
+    for name, value in headers:
+        if name in _PLACES and _OURS in value:
+            if name == _SUBPROTOCOL:
+                raise _unauthorized("A key of stillroom's own is sent as `Authorization: Bearer KEY`, not as a subprotocol.")
+            return hashlib.sha256(value.split()[-1]).digest()
+    return None
 
 
 def _unauthorized(message: str) -> Refusal:

@@ -27,7 +27,7 @@ async def handle(client: Client, teachers: Teachers, counters: Counters, relay: 
         body = await _body(client, whole=teacher.wants_model(client) and relay is None)
         if isinstance(body, bytes) and teacher.wants_model(client):
             model = model or requests.model(body)
-        answer = await teacher.ask(client, body, model, upgrades=relay is not None)
+        answer = await teacher.ask(client, body, model, own_key=client.key is not None, upgrades=relay is not None)
     except UpstreamError as error:
         raise teacher.refusal(error) from error
     client.watch()

@@ -12,6 +12,12 @@ from store.chat import CHAT
 from store.tasks import BadTaskName, Identity
 
 
+# Reading a body takes the event loop from all others: a text of 100 MB as long as 100,000 small values, and they take the memory.
+_LARGE = 1_000_000  # bytes: no smaller body is looked at before it is read
+_MOST = 1_000_000  # commas, brackets and braces that a large body may have, those in its texts among them
+_LENIENTLY = 10_000_000, 200_000  # bytes, and commas and so on, of what is read the slow way
+
+
 class Wish(StrEnum):
     """Who should answer, as the client says in x-stillroom-route."""
 
@@ -21,11 +27,13 @@ class Wish(StrEnum):
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The request in a body. Raises Refusal if it is no JSON object.
+    """The request in a body. Raises Refusal if it is no JSON object, or has more values than can be read in time.
 
     What JSON forbids and some clients send nevertheless (NaN, lone surrogates) is read as null and "?"; the teacher gets
     the bytes as they are.
     """
+    if len(body) > _LARGE and _values(body) > _MOST:
+        raise Refusal(413, "body_too_complex", f"The request body has more than {_MOST:,} commas, brackets and braces.")
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -67,8 +75,15 @@ def wish(value: str | None) -> Wish:
         raise Refusal(400, "bad_route", f"Header x-stillroom-route: {value!r} is none of {known}.", "x-stillroom-route") from error
 
 
+def _values(body: bytes) -> int:
+    return len(body) - len(body.translate(None, b",[{"))
+
+
 def _parse_leniently(body: bytes, strict: orjson.JSONDecodeError) -> Any:
+    size, values = _LENIENTLY
     try:
+        if len(body) > size or (len(body) > _LARGE and _values(body) > values):
+            raise ValueError("too large to be read leniently")
         value = json.loads(body, parse_constant=lambda _: None)
         return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:

@@ -229,7 +229,8 @@ class Connection(HttpToolsProtocol):
         self._pending = None
         self._active = client
         self._proxy.counters.in_flight += 1
-        self._proxy.accept(client, self.relay if client is self.cycle else None)  # else it was sent before the one that upgrades
+        last: Any = self.cycle
+        self._proxy.accept(client, self.relay if last is client else None)  # else it was sent before the one that upgrades
 
     def _page(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue

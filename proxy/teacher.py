@@ -7,8 +7,8 @@ from proxy.client import Client
 from proxy.errors import Refusal, TimedOut, Unreachable, Unsendable, UpstreamError
 from proxy.headers import CREDENTIALS, Headers, secrets, to_teacher
 from proxy.http1 import Http1Answer
-from proxy.keys import Keys
 from proxy.settings import ProxySettings
+from proxy.trust import Trust
 from proxy.upstream import Answer, Upstream, header_lines
 from store import teachers
 from store.teachers import DEPLOYED, ENVIRONMENT, Entry, Format, NoDeployment
@@ -34,7 +34,7 @@ class Teacher:
         self._entry = entry
         self._plain = entry.plain
         self._key = key
-        self._keys = Keys()
+        self._trust = Trust()
         self._added: Headers = [(name.encode(), value.encode()) for name, value in entry.headers.items()]
         self._replaced = {name for name, _ in self._added}
         self._secrets: list[bytes] = []
@@ -120,17 +120,17 @@ class Teacher:
         of_client = self._key is None and not own_key
         if 200 <= status < 300:
             if of_client:
-                self._keys.accept(client.head.headers)
+                self._trust.accept(client.head)
         elif status in (401, 403):
             if of_client:
-                self._keys.revoke(client.head.headers)
+                self._trust.revoke(client.head)
                 return secrets(client.head.headers)
             return self._secrets
         return None
 
     def trusts(self, client: Client, *, own_key: bool = False) -> bool:
         """Whether a student may answer this client: its key is stillroom's, the operator's is used, or its own is good."""
-        return own_key or self._key is not None or self._keys.accepted(client.head.headers)
+        return own_key or self._key is not None or self._trust.accepted(client.head)
 
     def refusal(self, error: UpstreamError) -> Refusal:
         """What a client is told when the teacher gave no answer."""

@@ -32,7 +32,7 @@ RECORDED = "wire_openai_chat_cassettes.jsonl.gz"
 HEADERS = [  # as OpenAI sends them, and what a client may not lose
     ("Date", "Fri, 21 Nov 2025 17:00:00 GMT"), ("x-request-id", "req_7"), ("openai-version", "2020-10-01"),
     ("openai-processing-ms", "41"), ("x-ratelimit-remaining-requests", "9999"), ("x-ratelimit-reset-tokens", "12ms"),
-    ("retry-after-ms", "7"), ("Set-Cookie", "a=1; path=/"), ("Set-Cookie", "b=2; path=/"), ("X-Empty", ""), ("Server", "cloudflare"),
+    ("retry-after-ms", "7"), ("Set-Cookie", "a=1; path=/"), ("Set-Cookie", "b=2; path=/"), ("X-Empty", ""), ("Server", "cdn"),
 ]  # fmt: skip
 
 

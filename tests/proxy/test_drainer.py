@@ -136,6 +136,20 @@ def test_a_database_that_takes_no_row_at_all_is_waited_for_and_nothing_is_set_as
         assert f"cap_{number}" in stored(blank)
 
 
+def test_what_can_neither_be_stored_nor_set_aside_stays_where_it_is(db, tmp_path):
+    root = tmp_path / "spool"
+    spooled(root, {"cap_1": 1.0, "cap_2": 1e30}).close()  # its process is dead
+    (root / "rejected").touch()  # as good as a full disk
+    drainer = Drainer(db, root)
+    for _ in range(2):
+        drainer.turn()
+        assert (stored(db), drainer.rejected, len(Folder.all(root))) == ({"cap_1"}, 0, 1)
+    (root / "rejected").unlink()
+    drainer.turn()
+    assert (stored(db), drainer.rejected, Folder.all(root)) == ({"cap_1"}, 1, [])
+    assert (root / "rejected" / "cap_2.json").exists()
+
+
 def test_a_sqlite_file_that_is_damaged_is_waited_for_too(home, db):
     file, spool = home / "stillroom.db", spooled(home / "spool", {"cap_1": 1.0})
     drainer = Drainer(db, home / "spool")

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from proxy.errors import Refusal
+from proxy.head import Head
 from proxy.keys import Gate
 from store.keys import KeyView
 from store.states import BudgetPeriod
@@ -37,7 +38,7 @@ def gate(tmp_path: Path) -> Gate:
 
 def refused(gate: Gate, headers: list[tuple[bytes, bytes]], keys: dict[bytes, KeyView] | None) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        gate.admit(headers, keys)
+        gate.admit(Head(headers), keys)
     assert b"xxxx" not in caught.value.body
     return caught.value
 
@@ -59,11 +60,11 @@ def error(refusal: Refusal) -> dict[str, Any]:
 )
 def test_a_key_of_ours_is_known_wherever_a_key_can_be(gate: Gate, name: bytes, value: bytes):
     keys = known()
-    assert gate.admit([(b"host", b"h"), (name, value)], keys) is next(iter(keys.values()))
+    assert gate.admit(Head([(b"host", b"h"), (name, value)]), keys) is next(iter(keys.values()))
 
 
 def test_a_key_of_ours_counts_also_behind_anothers(gate: Gate):
-    found = gate.admit([*OTHER, (b"api-key", SECRET)], known())
+    found = gate.admit(Head([*OTHER, (b"api-key", SECRET)]), known())
     assert found is not None
     assert found.id == "key_1"
 
@@ -71,7 +72,7 @@ def test_a_key_of_ours_counts_also_behind_anothers(gate: Gate):
 @pytest.mark.parametrize("headers", [OTHER, [], [(b"authorization", b"")], [(b"x-note", SECRET)]])
 @pytest.mark.parametrize("keys", [known(), {}, None])
 def test_another_key_or_none_is_passed_through(gate: Gate, headers: Any, keys: Any):
-    assert gate.admit(headers, keys) is None
+    assert gate.admit(Head(headers), keys) is None
 
 
 @pytest.mark.parametrize("headers", [OTHER, [], [(b"authorization", b"Basic " + SECRET[3:])]])
@@ -80,7 +81,7 @@ def test_where_a_key_of_ours_is_required_nothing_else_gets_in(tmp_path: Path, he
     answer = refused(gate, headers, known())
     assert (answer.status, error(answer)["code"]) == (401, "invalid_api_key")
     assert "ask its operator" in answer.message
-    assert gate.admit(bearer(), known()) is not None
+    assert gate.admit(Head(bearer()), known()) is not None
 
 
 @pytest.mark.parametrize(
@@ -98,11 +99,11 @@ def test_what_looks_like_ours_and_is_not_known_goes_nowhere(gate: Gate, value: b
 def test_a_key_in_a_websockets_subprotocol_goes_nowhere(gate: Gate):
     header = (b"sec-websocket-protocol", b"realtime, openai-insecure-api-key." + SECRET)
     assert "Authorization: Bearer" in refused(gate, [header], known()).message
-    assert gate.admit([(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.sk-alice")], known()) is None
+    assert gate.admit(Head([(b"sec-websocket-protocol", b"realtime, openai-insecure-api-key.sk-alice")]), known()) is None
 
 
 def test_an_expired_key_is_refused(gate: Gate):
-    assert gate.admit(bearer(), known(expires_at=time.time() + 5)) is not None
+    assert gate.admit(Head(bearer()), known(expires_at=time.time() + 5)) is not None
     answer = refused(gate, bearer(), known(expires_at=time.time() - 1))
     assert (answer.status, error(answer)["code"]) == (401, "invalid_api_key")
     assert "'ci' has expired" in answer.message
@@ -118,7 +119,7 @@ def test_before_the_keys_are_read_a_client_is_told_to_come_again(gate: Gate):
     [(BudgetPeriod.TOTAL, "has spent its budget of $5.00."), (BudgetPeriod.MONTH, "budget of $5.00 for this month")],
 )
 def test_a_key_that_has_spent_its_budget_is_refused_as_openai_refuses(gate: Gate, period: BudgetPeriod, says: str):
-    assert gate.admit(bearer(), known(budget_usd=5.0, spent_usd=4.99)) is not None
+    assert gate.admit(Head(bearer()), known(budget_usd=5.0, spent_usd=4.99)) is not None
     answer = refused(gate, bearer(), known(budget_usd=5.0, spent_usd=5.0, budget_period=period))
     assert (answer.status, error(answer)["type"], error(answer)["code"]) == (429, "insufficient_quota", "insufficient_quota")
     assert says in answer.message
@@ -128,7 +129,7 @@ def test_a_key_that_has_spent_its_budget_is_refused_as_openai_refuses(gate: Gate
 
 def test_a_key_beyond_its_rate_is_told_when_to_come_again(gate: Gate):
     keys = known(requests_per_minute=2)
-    assert [gate.admit(bearer(), keys) is not None for _ in range(2)] == [True, True]
+    assert [gate.admit(Head(bearer()), keys) is not None for _ in range(2)] == [True, True]
     answer = refused(gate, bearer(), keys)
     headers = dict(answer.headers)
     assert (answer.status, error(answer)["type"], error(answer)["code"]) == (429, "requests", "rate_limit_exceeded")
@@ -140,13 +141,13 @@ def test_a_key_beyond_its_rate_is_told_when_to_come_again(gate: Gate):
 def test_what_is_refused_for_another_reason_does_not_count_as_a_request(gate: Gate):
     for _ in range(5):
         refused(gate, bearer(), known(requests_per_minute=1, budget_usd=0.0))
-    assert gate.admit(bearer(), known(requests_per_minute=1)) is not None
+    assert gate.admit(Head(bearer()), known(requests_per_minute=1)) is not None
 
 
 def test_the_workers_of_a_machine_count_together(tmp_path: Path):
     keys = known(requests_per_minute=3)
     gates = [Gate(False, tmp_path) for _ in range(3)]
-    assert all(gate.admit(bearer(), keys) for gate in gates)
+    assert all(gate.admit(Head(bearer()), keys) for gate in gates)
     assert [refused(gate, bearer(), keys).status for gate in gates] == [429] * 3
 
 
@@ -164,5 +165,5 @@ def test_a_key_may_use_the_tasks_it_is_for(gate: Gate):
 
 def test_no_key_is_kept_in_the_clear(gate: Gate):
     keys = known(requests_per_minute=5)
-    gate.admit(bearer(), keys)
+    gate.admit(Head(bearer()), keys)
     assert SECRET.decode() not in repr(vars(gate)) + repr(keys)
