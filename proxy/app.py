@@ -83,7 +83,8 @@ class Proxy:
                 if not self._completions.quick(client):
                     self.spawn(client, self._completions.handle(client))
             else:
-                self._gate.permit(client.key, None)
+                if client.method != "GET" or not client.raw_path.startswith(b"/v1/models"):
+                    self._gate.permit(client.key, None)
                 self.spawn(client, passthrough.handle(client, self._teachers, self.counters, relay))
         except Refusal as refusal:
             self._refuse(client, refusal)

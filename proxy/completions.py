@@ -139,6 +139,9 @@ class Completions:
         off = (client.header(b"x-stillroom-capture") or "").lower() == "off" or (
             asked.request.get("store") is False and asked.task.id in self._routes.table.unstored
         )
+        if off and client.key is not None and client.key.budget_usd is not None:
+            says = f"The key {client.key.label!r} has a budget, and what is not captured cannot be charged to it."
+            raise Refusal(403, "capture_required", says)
         task, endpoint = asked.task.name, asked.endpoint
 
         def count(ended: Capture) -> None:

@@ -112,7 +112,8 @@ def _head(method: str, target: bytes, headers: Headers) -> bytes:
 def _framing(method: str, body: bytes | AsyncIterator[bytes], length: str | None) -> Headers:
     if not isinstance(body, bytes):
         return [(b"content-length", length.encode())] if length is not None else [(b"transfer-encoding", b"chunked")]
-    return [(b"content-length", b"%d" % len(body))] if body or method in {"POST", "PUT", "PATCH"} else []
+    said = body or length is not None or method in {"POST", "PUT", "PATCH"}
+    return [(b"content-length", b"%d" % len(body))] if said else []
 
 
 @cache

@@ -198,7 +198,8 @@ def _spent(period: BudgetPeriod, usd: float, counted: str, month: str) -> float:
 
 
 def _month(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m}"
+    utc = at.astimezone(UTC)
+    return f"{utc.year}-{utc.month:02}"
 
 
 @lru_cache(10_000)

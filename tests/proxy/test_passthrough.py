@@ -32,6 +32,13 @@ def test_method_path_query_and_answer_go_through(start, teacher):
         assert not teacher.seen[-1].header("transfer-encoding")
 
 
+def test_an_empty_bodys_length_goes_through_where_the_client_has_said_it(start, teacher):
+    proxy = start()
+    for sent in ({}, {"content-length": "0"}):
+        proxy.client.request("DELETE", "/v1/files/f-1", headers=sent)
+    assert [seen.header("content-length") for seen in teacher.seen] == [[], ["0"]]
+
+
 def test_a_teacher_url_with_a_path_of_its_own_and_a_slash_behind_it_is_honoured(start, teacher):
     start(teacher_url=f"{teacher.url}/tenants/7/openai/v1/").client.get("/v1/models")
     assert teacher.seen[0].target == "/tenants/7/openai/v1/models"

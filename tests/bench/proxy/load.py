@@ -28,7 +28,7 @@ HEADERS = {
     "Accept-Encoding": "gzip, deflate",
     "Content-Type": "application/json",
     "User-Agent": "OpenAI/Python 2.0.0",
-    "Authorization": "Bearer sk-mock-0123456789abcdef0123456789abcdef",
+    "Authorization": "Bearer sk-stillroom-mock-0123456789abcdef0123456789abc",  # stillroom knows it as a key of its own
     "X-Stainless-Lang": "python",
     "X-Stainless-Runtime": "CPython",
 }

@@ -1,16 +1,20 @@
 """What is measured, and how it is started."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from store import migrate, routes
+from store.session import Database
+from store.tables import VirtualKey
 from tests.bench.proxy.load import HEADERS, chat_body
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +52,7 @@ class Target:
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  #: written below {run} first
+    prepare: Callable[[Path], None] | None = None  #: called with {run} before that
     ready_seconds: float = 30
     most_rate: float = 1e9  #: requests a second that it can take
     most_streams: int = 100_000
@@ -66,6 +71,8 @@ class Target:
         def filled(text: str) -> str:
             return text.replace("{run}", str(run)).replace("{upstream}", upstream).replace("{port}", str(self.port))
 
+        if self.prepare is not None:
+            self.prepare(run)
         for name, text in self.files.items():
             (run / name).write_text(filled(text))
         command = ["taskset", "-c", str(core), *map(filled, self.command)]
@@ -106,6 +113,18 @@ class Target:
             self._process.wait()
 
 
+def everything_on(run: Path) -> None:
+    """A database in which the load's key is stillroom's own, with limits, and another task has a student."""
+    db = Database(f"sqlite:///{run}/stillroom/stillroom.db")
+    migrate.upgrade(db)
+    secret = HEADERS["Authorization"].removeprefix("Bearer ").encode()
+    digest = hashlib.sha256(secret).hexdigest()
+    with db.begin() as session:
+        session.add(VirtualKey(sha256=digest, last4="9abc", label="load", budget_usd=1e9))
+        routes.point(session, "task_0123456789abcdef", "task_0123456789abcdef@v1", by="bench", why="routes are looked at")
+    db.close()
+
+
 def all_targets(peers: Path) -> list[Target]:
     """Everything there is to measure; `peers` is the folder in which each peer has its virtual environment."""
     model = "  - {model_name: NAME, litellm_params: {model: openai/NAME, api_base: 'http://{upstream}/v1', api_key: sk-mock}}"
@@ -121,8 +140,11 @@ def all_targets(peers: Path) -> list[Target]:
                 "STILLROOM_HOME": "{run}/stillroom",
                 "STILLROOM_PROXY_PORT": "{port}",
                 "STILLROOM_TEACHER_URL": "http://{upstream}/v1",
+                "STILLROOM_TEACHER_KEY": "sk-operator-0123456789abcdef0123456789abcdef",
+                "STILLROOM_REQUIRE_KEY": "true",
                 "STILLROOM_SPOOL_MAX_BYTES": "20000000000",
             },
+            prepare=everything_on,
         ),
         Target(
             "litellm",
