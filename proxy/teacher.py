@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from proxy.base import Base
 from proxy.client import Client
 from proxy.errors import Refusal, TimedOut, Unreachable, Unsendable, UpstreamError
-from proxy.headers import CREDENTIALS, Headers, secrets, to_teacher
+from proxy.headers import CREDENTIALS, IN_PROTOCOLS, PROTOCOLS, Headers, secrets, to_teacher
 from proxy.http1 import Http1Answer
 from proxy.settings import ProxySettings
 from proxy.trust import Trust
@@ -15,10 +15,7 @@ from store.teachers import DEPLOYED, ENVIRONMENT, Entry, Format, NoDeployment
 
 VIRTUAL = b"sk-stillroom-"  #: how stillroom's own keys begin; no teacher is to see one
 _PREFIX = len(b"/v1")
-#: Where a browser puts the key of a WebSocket, as "realtime, openai-insecure-api-key.KEY": it can set no other header.
-_PROTOCOLS = b"sec-websocket-protocol"
-_IN_PROTOCOLS = b"openai-insecure-api-key."
-_CARRY_KEYS = (*CREDENTIALS, _PROTOCOLS)
+_CARRY_KEYS = (*CREDENTIALS, PROTOCOLS)
 
 
 class Teacher:
@@ -103,7 +100,7 @@ class Teacher:
             raise Refusal(401, "no_teacher_key", f"A stillroom key is not the teacher's, which has none of its own: {self._how()}.")
         headers = to_teacher(client.head.headers, self._key)
         if upgrades and self._key is not None:
-            headers = [(name, _keyless(value) if name == _PROTOCOLS else value) for name, value in headers]
+            headers = [(name, _keyless(value) if name == PROTOCOLS else value) for name, value in headers]
         if self._added:
             headers = [*(pair for pair in headers if pair[0] not in self._replaced), *self._added]
         return headers
@@ -115,18 +112,19 @@ class Teacher:
     def judged(self, client: Client, status: int, *, own_key: bool = False) -> list[bytes] | None:
         """The teacher has answered a completion for this client: 2xx accepts its key, 401 and 403 refuse it.
 
-        Returns the keys of a refused request, which the answer may quote; else None.
+        Returns the keys of a request that it did not answer well: what it says instead may quote them. Else None.
         """
         of_client = self._key is None and not own_key
         if 200 <= status < 300:
             if of_client:
                 self._trust.accept(client.head)
-        elif status in (401, 403):
-            if of_client:
-                self._trust.revoke(client.head)
-                return secrets(client.head.headers)
-            return self._secrets
-        return None
+        if status < 400:
+            return None
+        if of_client and status in (401, 403):
+            self._trust.revoke(client.head)
+        if of_client:
+            return secrets(client.head.headers, client.query)
+        return [*self._secrets, *secrets([], client.query)]
 
     def trusts(self, client: Client, *, own_key: bool = False) -> bool:
         """Whether a student may answer this client: its key is stillroom's, the operator's is used, or its own is good."""
@@ -163,7 +161,7 @@ def _virtual(headers: Headers) -> bool:
 
 
 def _keyless(protocols: bytes) -> bytes:
-    return b",".join(each for each in protocols.split(b",") if not each.strip().startswith(_IN_PROTOCOLS))
+    return b",".join(each for each in protocols.split(b",") if not each.strip().startswith(IN_PROTOCOLS))
 
 
 def _encoded(header: tuple[str, str]) -> tuple[bytes, bytes]:

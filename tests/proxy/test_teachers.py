@@ -254,7 +254,8 @@ def test_what_a_refusal_may_quote_is_the_operators_key_where_that_was_sent(make)
         teacher = make(entry("a", "http://a.test", f'key_env = "A_KEY"\n{form}')).of("a-1")
         assert teacher.judged(Asking(), 403) == quoted
         assert teacher.judged(Asking(headers=[VIRTUAL]), 403, own_key=True) == quoted
-        assert teacher.judged(Asking(), 500) is None
+        assert teacher.judged(Asking(), 500) == quoted
+        assert teacher.judged(Asking(), 204) is None
 
 
 def test_a_failure_names_the_setting_that_is_to_be_looked_at(make):
