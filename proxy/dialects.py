@@ -72,10 +72,10 @@ class Chat:
         return self._chunk(chunk)
 
     def _translated(self, body: dict[str, Any], read: Answer) -> dict[str, Any]:  # noqa: ARG002 - the others look at what was read
-        return {**body, "model": self.request["model"]}
+        return {**body, "model": self.request.get("model")}
 
     def _chunk(self, chunk: dict[str, Any]) -> Event | None:
-        chunk["model"] = self.request["model"]
+        chunk["model"] = self.request.get("model")
         return Event(b"data: " + orjson.dumps(chunk) + b"\n\n", any(_tells(choice) for choice in chunk["choices"]))
 
     def _asks_json(self) -> bool:
@@ -116,7 +116,7 @@ class Text(Chat):
             "id": "cmpl-" + str(body.get("id")).removeprefix("chatcmpl-"),
             "object": "text_completion",
             "created": body.get("created"),
-            "model": self.request["model"],
+            "model": self.request.get("model"),
             "choices": choices,
         }
         return {**completion, "usage": body["usage"]} if body.get("usage") else completion
@@ -139,7 +139,7 @@ class Responses(Chat):
             raise NoAnswer("an event of its stream is an error")
         ends = kind in answers.TERMINAL
         if isinstance(response, dict):
-            response["model"] = self.request["model"]
+            response["model"] = self.request.get("model")
             if ends and response.get("status") == "incomplete":
                 event["type"] = kind = "response.incomplete"  # vLLM calls this end too `completed`
         tells = (

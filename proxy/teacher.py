@@ -115,10 +115,9 @@ class Teacher:
         Returns the keys of a request that it did not answer well: what it says instead may quote them. Else None.
         """
         of_client = self._key is None and not own_key
-        if 200 <= status < 300:
-            if of_client:
-                self._trust.accept(client.head)
         if status < 400:
+            if of_client and status < 300:
+                self._trust.accept(client.head)
             return None
         if of_client and status in (401, 403):
             self._trust.revoke(client.head)

@@ -136,9 +136,10 @@ def test_the_wheel_came_to_a_verdict_and_the_teacher_keeps_answering(running: ri
 
 
 @pytest.mark.timeout(300)
-def test_a_proxy_killed_in_mid_stream_leaves_an_incomplete_capture_and_is_restarted(running: rig.Rig) -> None:
+@pytest.mark.parametrize("module", ["proxy.worker", "proxy"])
+def test_a_proxy_killed_in_mid_stream_leaves_an_incomplete_capture_and_is_restarted(running: rig.Rig, module: str) -> None:
     body = tickets.request(tickets.draw(3, 1)[0], stream=True)
-    (proxy,) = processes(running, "-m proxy")
+    (proxy,) = (process for process in processes(running, f"-m {module}") if module in process.cmdline())
     with OpenAI(base_url=running.base_url, api_key="any", max_retries=0) as client:
         raw = client.chat.completions.with_raw_response.create(**body, extra_headers={"x-stillroom-task": TASK})
         with pytest.raises((OpenAIError, httpx.HTTPError)):

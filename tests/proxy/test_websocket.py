@@ -210,7 +210,7 @@ def test_what_a_client_sends_before_the_teacher_has_agreed_is_kept_for_it_and_no
         until(lambda: teacher.seen)
         wire.send(early[5000:])
         sent, block = 0, b"z" * 100_000
-        with pytest.raises(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             while sent < 100_000_000:
                 sent += wire.socket.send(block)
         assert sent < 20_000_000
