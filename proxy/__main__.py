@@ -27,7 +27,7 @@ log = logging.getLogger("stillroom.proxy")
 
 GRACE = DRAIN_SECONDS + 4.0  # seconds for workers to end
 FLUSH_SECONDS = 10.0  # for the spool to go into the database then
-NICE = 19  # the drainer's priority: requests come first
+NICE = 10  # added to the drainer's priority: requests come first
 _QUICK = 1.0  # seconds: a worker that ends sooner is started again only after as long
 
 
@@ -94,9 +94,12 @@ def main() -> None:
     host, port = listening.getsockname()[:2]
     db = Database(settings.url)
     counters, tracer = Counters(), Tracer.from_settings()
-    board = Board(settings.home_path / FOLDER, counters.snapshot)
     writer = Writer(db, Prices(listed.prices), counters, tracer)
-    drainer = Drainer(db, settings.home_path / "spool", writer, counters, nice=NICE)
+    try:
+        board = Board(settings.home_path / FOLDER, counters.snapshot)
+        drainer = Drainer(db, settings.home_path / "spool", writer, counters, nice=NICE)
+    except OSError as error:
+        sys.exit(f"Error: {error.filename or settings.home_path} cannot be used: {error.strerror} (STILLROOM_HOME).")
     workers = Workers(options.workers or settings.workers, listening)
     drainer.start()
     log.info("teachers: %s, home: %s", ", ".join(str(Base(entry.url)) for entry in listed.entries), settings.home_path)

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from proxy import completions, drainer, passthrough
+from proxy import completions, news, passthrough
 from proxy.board import FOLDER, Board
 from proxy.client import Client, Gone
 from proxy.completions import Completions
@@ -166,7 +166,7 @@ class Proxy:
                 "status": "ok",
                 "spool_bytes": self._spool.held,
                 "spool": self._spool.full or "ok",
-                **drainer.state(self._root),
+                **news.read(self._root),
                 "engines": {url: breakers[url].state if url in breakers else "closed" for url in table.engines},
                 "routes": len(table.targets),
                 "routes_age_seconds": self._routes.age,

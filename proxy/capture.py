@@ -131,7 +131,8 @@ class Capture:
 
     def _has_ended(self, error: NotKept | None, then: Then) -> None:
         if error is not None and self._spool is not None:
-            self._spool.not_kept(error)
+            if not self._strict:  # else it is not acknowledged either
+                self._spool.not_kept(error)
             self._spool.abandon(self.id)
         then(error if self._strict else None)
 

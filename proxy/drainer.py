@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
+from proxy import news
 from proxy.insert import Writer
 from proxy.journal import Journal, Logged
 from proxy.metrics import Counters
@@ -24,7 +25,6 @@ log = logging.getLogger("stillroom.proxy")
 PAUSE = 0.2  # seconds between two looks at the spool
 RETRY = 1.0  # seconds before the database is tried again
 BATCHES = 20  # of a folder in one turn, so that the others have theirs
-STATE = "drainer.json"  # in the spool: what the workers' /readyz says of the drainer
 
 
 class Drainer(threading.Thread):
@@ -71,7 +71,7 @@ class Drainer(threading.Thread):
         self._halt.set()
         self.join(seconds)
         if any(folder.segments() for folder in Folder.all(self._root)):
-            log.warning("stopped with captures in the spool that the database did not take: %s", self.database)
+            log.warning("stopped with captures in the spool; they are stored at the next start (database: %s)", self.database)
 
     def turn(self) -> bool:
         """Store all there is to store. False if the database or the disk would not let it; then it is tried again."""
@@ -169,19 +169,9 @@ class Drainer(threading.Thread):
         self._counters.database(self.database == "ok")
         state = {"database": self.database, "rejected": self.rejected}
         if state != self._published:
-            hidden = self._root / f".{STATE}"
             with contextlib.suppress(OSError):  # a full disk: the next turn tries again
-                hidden.write_bytes(orjson.dumps(state))
-                hidden.rename(self._root / STATE)
+                news.write(self._root, state)
                 self._published = state
-
-
-def state(root: Path) -> dict[str, Any]:
-    """What the drainer has last said of itself: `database`, `rejected`."""
-    try:
-        return dict(orjson.loads((root / STATE).read_bytes()))
-    except (OSError, ValueError):
-        return {"database": "not tried yet", "rejected": 0}
 
 
 def _is_the_rows(error: Exception) -> bool:
