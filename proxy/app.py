@@ -186,7 +186,8 @@ class Proxy:
             message = f"There is no {request.method} {request.url.path} here: the API's base URL ends in /v1."
             if error.status_code == 503:
                 return Response(Refusal(503, "unavailable", error.detail).body, 503, media_type="application/json")
-            return Response(Refusal(404, "unknown_path", message).body, error.status_code, media_type="application/json")
+            refused = Refusal(404, "unknown_path", message).body
+            return Response(refused, error.status_code, error.headers, media_type="application/json")  # 405 says what it allows
 
         return pages
 
