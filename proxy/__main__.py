@@ -68,9 +68,10 @@ class Workers:
 
     def _start(self) -> None:
         fd = self._listening.fileno()
-        # its own session: Ctrl-C on a terminal is this process's to pass on
+        # Its own group: Ctrl-C on a terminal is this process's to pass on. Not its own session: Linux would give each session an
+        # equal share of a processor (sched_autogroup), and the drainer's lower priority would not count.
         command = [sys.executable, "-P", "-m", "proxy.worker", str(fd), str(os.getpid())]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[fd], start_new_session=True)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[fd], process_group=0)
         self._running.append(child)
         self._started[child.pid] = time.monotonic()
 
@@ -97,7 +98,7 @@ def main() -> None:
     writer = Writer(db, Prices(listed.prices), counters, tracer)
     try:
         board = Board(settings.home_path / FOLDER, counters.snapshot)
-        drainer = Drainer(db, settings.home_path / "spool", writer, counters, nice=NICE)
+        drainer = Drainer(db, settings.home_path / "spool", writer, counters, pause=settings.drain_seconds, nice=NICE)
     except OSError as error:
         sys.exit(f"Error: {error.filename or settings.home_path} cannot be used: {error.strerror} (STILLROOM_HOME).")
     workers = Workers(options.workers or settings.workers, listening)

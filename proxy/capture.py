@@ -15,7 +15,6 @@ from store.states import CaptureStatus, Server
 
 # The last event of a stream. JSON has no bare line feed: no answer's text can look like these.
 _LAST = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]|[\r\n]event:[ \t]*response\.(?:completed|failed|incomplete)[ \t]*[\r\n]")
-_MARKS = (b"[DONE]", b"event:")  # one of them is in every text that _LAST fits
 _BLANK = re.compile(rb"\r?\n\r?\n|\r\r")  # ends an event
 _TAIL = 64  # bytes of what came before, in which the last event may have begun
 _LOOK = 16_000_000  # decoded bytes of an encoded stream in which it is looked for
@@ -144,7 +143,8 @@ class Capture:
                 chunk = b""
         text = self._text + chunk
         if not self._last:
-            found = _LAST.search(text) if any(mark in text for mark in _MARKS) else None
+            # one of the two is in every text that the expression fits, and looking for them costs a tenth
+            found = _LAST.search(text) if b"[DONE]" in text or b"event:" in text else None
             if found is None:
                 self._text = text[-_TAIL:]
                 return Next.SEND

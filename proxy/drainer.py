@@ -22,7 +22,6 @@ from store.session import Database
 
 log = logging.getLogger("stillroom.proxy")
 
-PAUSE = 0.2  # seconds between two looks at the spool
 RETRY = 1.0  # seconds before the database is tried again
 BATCHES = 20  # of a folder in one turn, so that the others have theirs
 
@@ -34,9 +33,19 @@ class Drainer(threading.Thread):
     """
 
     def __init__(
-        self, db: Database, root: Path, writer: Writer | None = None, counters: Counters | None = None, *, nice: int = 0
+        self,
+        db: Database,
+        root: Path,
+        writer: Writer | None = None,
+        counters: Counters | None = None,
+        *,
+        pause: float = 0.2,
+        nice: int = 0,
     ) -> None:
-        """`nice`: added to the process's own. Raises OSError if the spool cannot be made."""
+        """`pause`: seconds between two looks at the spool; `nice`: added to the process's own priority.
+
+        Raises OSError if the spool cannot be made.
+        """
         super().__init__(name="drainer", daemon=True)
         for made in (root.parent, root):
             made.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -46,6 +55,7 @@ class Drainer(threading.Thread):
         self._counters = counters or Counters()
         self._writer = writer or Writer(db)
         self._root = root
+        self._pause = pause
         self._nice = nice
         self._journals: dict[Path, Journal] = {}
         self._told: set[Path] = set()  # folders that cannot be read, of which the log has told
@@ -59,7 +69,7 @@ class Drainer(threading.Thread):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         pause = 0.0
         while not self._halt.wait(pause):
-            pause = PAUSE if self.turn() else RETRY
+            pause = self._pause if self.turn() else RETRY
         while self.turn() and any(journal.folder.take_over() for journal in self._journals.values()):
             pass  # one turn takes at most so many batches
         if self._lock >= 0:

@@ -46,6 +46,9 @@ class ProxySettings(StoreSettings):
         "serve",
         description="What happens while nothing can be captured: `serve` answers and counts it, `refuse` answers 503.",
     )
+    drain_seconds: float = Field(
+        1.0, gt=0, le=60, description="How often captures go from the spool into the database; the fewer times, the cheaper each."
+    )
     spool_max_bytes: int = Field(
         2_000_000_000, ge=1, description="With so much in it the spool takes no new captures: requests are served, and counted."
     )

@@ -1,5 +1,6 @@
 """What is measured, and how it is started."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from store import migrate, routes
 from store.session import Database
@@ -98,8 +100,12 @@ class Target:
         raise NotMeasured(f"it does not answer: {said}")
 
     def signal(self, number: signal.Signals) -> None:
+        """Of its whole tree, the processes with sessions of their own among them."""
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)
+            root = psutil.Process(self._process.pid)
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
     def stop(self) -> None:
         if self._process is None:
