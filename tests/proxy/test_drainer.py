@@ -39,7 +39,7 @@ def test_while_another_process_holds_the_database_traffic_flows(start, home, db,
         other.execute("BEGIN IMMEDIATE")
         sent = [proxy.chat().headers["x-stillroom-id"] for _ in range(20)]
         other.rollback()
-    assert [capture.id for capture in captures(20)] == sent
+    assert [capture.id for capture in captures(20)] == sorted(sent)  # of one millisecond's ids the order is chance
 
 
 def test_what_was_stored_before_is_not_stored_again(start, home, db, captures, tmp_path):
