@@ -156,6 +156,7 @@ class Http1Answer:
         self.answering = False  #: a byte of it had come before it ended so
         self.then: Callable[[Http1Answer], None] | None = None  #: see `Pool.offer`
         self.sink: Callable[[bytes], bool] | None = None
+        self._refused = False  # by the sink: the first of the parts
         self._name = name
         self._connection: _Connection | None = connection
         self._parts: list[bytes] = []
@@ -186,7 +187,10 @@ class Http1Answer:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             if self._parts:
-                parts, self._parts, self._size = self._parts, [], 0
+                # a part that the sink has looked at and not taken comes alone, without what came behind it
+                many = 1 if self._refused else len(self._parts)
+                parts, self._parts, self._refused = self._parts[:many], self._parts[many:], False
+                self._size = sum(map(len, self._parts))
                 if self._connection is not None:
                     self._connection.read_on()
                 yield parts[0] if len(parts) == 1 else b"".join(parts)
@@ -239,6 +243,7 @@ class Http1Answer:
             part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             taken = self.sink(part)
             self._parts, self._size = ([], 0) if taken else ([part], self._size)
+            self._refused = not taken
             if taken and not self._whole and self.error is None:
                 return
         waiter, self._waiter = self._waiter, None

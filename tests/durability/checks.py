@@ -30,7 +30,7 @@ def _kills(result: dict[str, Any]) -> list[str]:
 def _away(result: dict[str, Any]) -> list[str]:
     found = _errors(result)
     if result["broken"]:
-        found.append(f"{result['broken']} requests failed")
+        found.append(f"{result['broken']} requests failed: {result['breaks']}")
     if result["not_ready"]:
         found.append("/readyz was not 200")
     if not result["kept_for_the_next_start"]:
@@ -82,7 +82,7 @@ def _drain(result: dict[str, Any]) -> list[str]:
 def _soak(result: dict[str, Any]) -> list[str]:
     found = _errors(result)
     if result["broken"]:
-        found.append(f"{result['broken']} requests failed")
+        found.append(f"{result['broken']} requests failed: {result['breaks']}")
     if not result["same_processes"]:
         found.append("a worker has ended")
     if result["tasks_afterwards"] > result["tasks_idle"]:

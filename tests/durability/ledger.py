@@ -43,6 +43,7 @@ class Ledger:
         self.entries: list[Entry] = []
         self.acknowledged = 0
         self.broken = 0  #: requests whose connection broke, or was refused
+        self.breaks: Counter[str] = Counter()  #: how
         self.errors: Counter[str] = Counter()  #: answers of 400 and above, by status and code
 
     def open(self, streamed: bool, body: dict[str, Any]) -> tuple[Entry, bytes]:

@@ -75,8 +75,9 @@ class Load:
                         keep = await self._exchange(*wires[0])
                 finally:
                     self.in_flight -= 1
-            except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 self.ledger.broken += 1
+                self.ledger.breaks[type(error).__name__] += 1
                 keep = False
                 await asyncio.sleep(0.1)
             if not keep and wires:

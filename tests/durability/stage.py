@@ -43,6 +43,7 @@ class Stage:
             "workers": self.proxy.workers_wanted,
             **found,
             "broken": load.ledger.broken,
+            "breaks": dict(load.ledger.breaks),
             "errors": dict(load.ledger.errors),
             "rejected": len([*(self.proxy.spool / "rejected").glob("*")]),
             **({"examples": examples} if examples else {}),

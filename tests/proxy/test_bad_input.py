@@ -188,7 +188,9 @@ def test_no_body_makes_the_proxy_fail_and_what_the_teacher_gets_is_what_was_sent
     assert proxy.ready()["rejected"] == 0
     assert proxy.ready()["uncaptured"] == 0
     assert proxy.client.get("/healthz").status_code == 200
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name.startswith("stillroom")] == []
+    assert [
+        record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name.startswith("stillroom")
+    ] == []
 
 
 class Others(threading.Thread):

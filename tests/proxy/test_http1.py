@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import uvloop
@@ -17,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from proxy.base import Base
 from proxy.errors import Broken, TimedOut, Unreachable, Unsendable
-from proxy.http1 import Pool
+from proxy.http1 import Http1Answer, Pool
 from proxy.upstream import Answer, Upstream
 from tests.proxy import upstream as servers
 from tests.proxy.upstream import Exchange, hang, json
@@ -324,3 +325,29 @@ def test_tls_is_spoken_and_a_certificate_that_nobody_trusts_is_refused(tmp_path:
     uvloop.run(run())
     server.stop()
     assert {seen.connection for seen in server.seen} == {1}
+
+
+def test_what_a_sink_has_not_taken_is_walked_alone_and_what_came_behind_it_after_it():
+    async def run() -> list[bytes]:
+        answer = Http1Answer(Mock(), "teacher")
+        offered: list[bytes] = []
+        answer.sink = lambda part: bool(offered.append(part)) or part == b"taken"
+        walked: list[bytes] = []
+
+        async def walk() -> None:
+            async for part in answer:
+                walked.append(part)
+
+        walking = asyncio.create_task(walk())
+        await asyncio.sleep(0)
+        for part in (b"taken", b"refused", b"behind", b"it"):  # the last two before the walker has had its turn
+            answer.add(part)
+            answer.wake()
+        await asyncio.sleep(0)
+        answer.ended()
+        answer.wake()
+        await walking
+        assert offered == [b"taken", b"refused"]
+        return walked
+
+    assert asyncio.run(run()) == [b"refused", b"behindit"]
