@@ -119,7 +119,7 @@ def _wheel(console: Console, rig: Rig, plan: Plan, model: str, summary: dict[str
     send(plan.concurrency, first[1:], "requests, every third streamed")
     if failures:
         raise NotSeen(f"every request answered; {len(failures)} failed, such as: {failures[0]}")
-    complete = select(func.count()).where(Capture.task_id == task_id, Capture.status == CaptureStatus.COMPLETE)
+    complete = select(func.count(col(Capture.id))).where(Capture.task_id == task_id, Capture.status == CaptureStatus.COMPLETE)
     summary["captured"] = rig.until(lambda s: _at_least(plan.requests, s.exec(complete).one()), 60, "all captures in the database")
     console.print(f"{summary['captured']} complete captures are in the database.")
 
