@@ -108,7 +108,8 @@ def _decode(text: bytes) -> str:
 class Capture:
     """One logged exchange. Bodies are the bytes on the wire; credentials are never among the columns.
 
-    A row of `captures` and its kind as one, for queries too. Many are written by `store.captures.write`, a single one by
+    A row of `captures` and its kind as one, for queries too; counted by `func.count(Capture.id)`, since a bare count(*) of what is
+    its kind's would count kinds. Many are written by `store.captures.write`, a single one by
     `session.add`. A kind is others' as well: a stored capture is not deleted through the session, nor what is its kind's changed.
     """
 
