@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from proxy import exposition
+from proxy import exposition, locks
 from proxy.exposition import Totals
 from proxy.metrics import MAX_TASKS, METRICS, OTHER, Kind, Snapshot
 
@@ -126,16 +126,12 @@ class Board:
 
     def _lives(self, name: str) -> bool:
         try:
-            seat = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC)
+            seat = locks.take(self._folder / f"{name}.lock")
         except FileNotFoundError:
             return False
-        try:
-            fcntl.flock(seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
+        if seat is not None:
             os.close(seat)
-        return False
+        return seat is None
 
     def _gather(self, living: list[Snapshot]) -> tuple[Retained, list[Snapshot]]:
         """What is kept of the dead, those included that have died since the last time, and what the living have published."""

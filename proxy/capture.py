@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy import encoding
 from proxy.headers import Headers, first, streams
-from proxy.spool import NotKept, Spool, Then, Waiting
+from proxy.spool import NotKept, Spool, Then, Waiting, nobody
 from store import ids
 from store.states import CaptureStatus, Server
 
@@ -86,9 +86,8 @@ class Capture:
         self._parts.append(chunk)
         return self._look(chunk) if self._stream else Next.SEND
 
-    def end(self, status: CaptureStatus, error: str | None = None, then: Then | None = None) -> None:
+    def end(self, status: CaptureStatus, error: str | None = None, then: Then = nobody) -> None:
         """How it ended; only the first call counts. When `then` is called the exchange is durable, or is not kept."""
-        then = then or _ignore
         if self.seconds is None:
             self.seconds = time.perf_counter() - self._started
             if self._count is not None:
@@ -114,11 +113,11 @@ class Capture:
             meta |= {"http_status": self.status, "stream": self._stream, "encoding": self._encoding}
         self._spool.append(meta, body, lambda error: self._has_ended(error, then), reserve=True)
 
-    async def ended(self, status: CaptureStatus, error: str | None = None) -> None:
+    async def ended(self, status: CaptureStatus) -> None:
         """As `end`, and wait until it is durable. Raises NotKept if it is strict."""
         if self._open:
             waiting = Waiting()
-            self.end(status, error, waiting.then)
+            self.end(status, then=waiting.then)
             await waiting
 
     def _has_begun(self, error: NotKept | None, then: Then) -> None:
@@ -159,7 +158,3 @@ class Capture:
         for secret in secrets:
             plain = plain.replace(secret, b"***")
         return b"" if unread else plain
-
-
-def _ignore(_error: NotKept | None) -> None:
-    """Nobody waits for it."""

@@ -110,7 +110,7 @@ class Client:
     async def body(self, limit: int) -> bytes:
         """The whole request body. Raises Refusal above `limit` bytes, Gone."""
         if self.length is not None and int(self.length) > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         self._gathers = True
         while not self._whole:
             await self._more()
@@ -118,7 +118,7 @@ class Client:
                 break
         if self._size > limit:
             self._parts = []
-            raise too_large(limit)
+            raise _too_large(limit)
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -314,6 +314,6 @@ def status_line(status: int) -> bytes:
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 
 
-def too_large(limit: int) -> Refusal:
+def _too_large(limit: int) -> Refusal:
     """What a client is told whose body is larger than `limit` bytes."""
     return Refusal(413, "body_too_large", f"The request body is larger than {limit:,} bytes (STILLROOM_MAX_BODY_BYTES).")

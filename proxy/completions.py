@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from proxy import request as requests
 from proxy.capture import Capture, Next
-from proxy.client import Client, not_kept, too_large
+from proxy.client import Client, not_kept
 from proxy.errors import Broken, Refusal, UpstreamError
 from proxy.headers import Headers, streams, to_client
 from proxy.http1 import Http1Answer
@@ -18,17 +18,18 @@ from proxy.metrics import Counters
 from proxy.request import Wish
 from proxy.routing import Routes, choose
 from proxy.settings import ProxySettings
-from proxy.spool import NotKept, Spool, Then, Waiting
+from proxy.spool import NotKept, Spool, Then, Waiting, nobody
 from proxy.student import Died, NoAnswer, Students
 from proxy.teacher import Teacher
 from proxy.teachers import HEADER, Teachers
 from proxy.upstream import Answer
+from store import chat
 from store.states import CaptureStatus, Server
 from store.tasks import Identity
 
 log = logging.getLogger("stillroom.proxy")
 
-ENDPOINTS = {path.encode(): path for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses")}
+ENDPOINTS = {path.encode(): path for path in chat.ENDPOINTS}
 LEFT = "the client left before the end"
 LEFT_CODE = 499  #: what is counted then, where there was no answer yet
 _SMALL = 1_000_000  # bytes: a larger body is not read between two others
@@ -77,7 +78,7 @@ class Completions:
         """Answer one request. Raises Refusal where there is no answer to pass on."""
         asked = self._read(client, await client.body(self._settings.max_body_bytes))
         begun = Waiting() if self._strict else None
-        capture = self._begin(client, asked, begun.then if begun else _nobody)
+        capture = self._begin(client, asked, begun.then if begun else nobody)
         if begun is not None:
             try:
                 await begun
@@ -90,12 +91,12 @@ class Completions:
         task without a student, at half the cost. False: it is not one of these, and nothing has been done. Raises Refusal.
         """
         body = None if self._strict else client.peek()
-        if body is None or len(body) > _SMALL:
+        if body is None or len(body) > min(_SMALL, self._settings.max_body_bytes):
             return False
         asked = self._read(client, body)
         if asked.task.id in self._routes.table.targets or asked.wish is Wish.STUDENT:
             return False
-        capture = self._begin(client, asked, _nobody)
+        capture = self._begin(client, asked, nobody)
         exchange = _Quick(self, client, asked, capture)
         try:
             answer = asked.teacher.offer(client, body, exchange.answered, asked.model, own_key=client.key is not None)
@@ -104,15 +105,15 @@ class Completions:
             self.refuse(client, capture, refusal, asked)
             return True
         if answer is None:
-            self._spawn(client, self._finish(client, asked, capture))
+            self.resume(client, asked, capture, None)
         else:
             exchange.answer = answer
             client.watch(exchange.left)
         return True
 
     def resume(self, client: Client, asked: _Asked, capture: Capture, answer: Answer | None) -> None:
-        """What a quick exchange cannot finish: an answer that is not whole, or (None) a connection that was dead."""
-        self._spawn(client, self._finish(client, asked, capture, answer))
+        """What a quick exchange cannot finish: an answer that is not whole, or (None) no connection that was kept and alive."""
+        self._spawn(client, self._finish(client, asked, capture, answer, fresh=True))
 
     def refuse(self, client: Client, capture: Capture, refusal: Refusal, asked: _Asked) -> None:
         """Send an error of our own, as the answer that is captured."""
@@ -124,8 +125,6 @@ class Completions:
         capture.end(CaptureStatus.FAILED, refusal.message, lambda _: client.refuse(refusal, added))
 
     def _read(self, client: Client, body: bytes) -> _Asked:
-        if len(body) > self._settings.max_body_bytes:
-            raise too_large(self._settings.max_body_bytes)
         endpoint = ENDPOINTS[client.raw_path]
         request = requests.parse(body)
         task = requests.identify(request, client.header(b"x-stillroom-task"), endpoint)
@@ -163,10 +162,12 @@ class Completions:
         )
         return capture
 
-    async def _finish(self, client: Client, asked: _Asked, capture: Capture, answer: Answer | None = None) -> None:
+    async def _finish(
+        self, client: Client, asked: _Asked, capture: Capture, answer: Answer | None = None, *, fresh: bool = False
+    ) -> None:
         client.watch()
         try:
-            answer = answer or await self._answer(client, capture, asked)
+            answer = answer or await self._answer(client, capture, asked, fresh=fresh)
             self._counters.streams += (live := streams(answer.headers))
             try:
                 await _relay(client, capture, answer, _added(capture, asked.task))
@@ -180,7 +181,7 @@ class Completions:
         finally:
             capture.end(CaptureStatus.INCOMPLETE, "the proxy failed on this exchange")  # counts only if nothing has ended it
 
-    async def _answer(self, client: Client, capture: Capture, asked: _Asked) -> Answer:
+    async def _answer(self, client: Client, capture: Capture, asked: _Asked, *, fresh: bool) -> Answer:
         table, teacher, own_key = self._routes.table, asked.teacher, client.key is not None
         choice = choose(
             table, asked.task.id, asked.request, asked.wish, asked.endpoint,
@@ -193,7 +194,7 @@ class Completions:
             except NoAnswer as why:
                 capture.fallback = str(why)
         try:
-            answer = await teacher.ask(client, asked.body, asked.model, own_key=own_key)
+            answer = await teacher.ask(client, asked.body, asked.model, own_key=own_key, fresh=fresh)
         except UpstreamError as error:
             if choice.spare:
                 try:
@@ -324,7 +325,3 @@ def _added(capture: Capture, task: Identity) -> Headers:
         (b"x-stillroom-task", task.name.encode()),
     ]
     return added if capture.served_by == Server.TEACHER else [(b"x-request-id", capture.id.encode()), *added]
-
-
-def _nobody(_error: NotKept | None) -> None:
-    """Nobody waits for the beginning."""

@@ -1,7 +1,6 @@
 """The drainer: a thread that moves ended exchanges from the spool into the database, each exactly once."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from proxy import news
+from proxy import locks, news
 from proxy.insert import Writer
 from proxy.journal import Journal, Logged
 from proxy.metrics import Counters
@@ -61,7 +60,7 @@ class Drainer(threading.Thread):
         self._told: set[Path] = set()  # folders that cannot be read, of which the log has told
         self._migrated = False
         self._halt = threading.Event()
-        self._lock = -1
+        self._lock: int | None = None
         self._published: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -72,9 +71,9 @@ class Drainer(threading.Thread):
             pause = self._pause if self.turn() else RETRY
         while self.turn() and any(journal.folder.take_over() for journal in self._journals.values()):
             pass  # one turn takes at most so many batches
-        if self._lock >= 0:
+        if self._lock is not None:
             os.close(self._lock)
-            self._lock = -1
+            self._lock = None
 
     def stop(self, seconds: float) -> None:
         """Store what there is, for at most so long; what is left stays in the spool, and is stored at the next start."""
@@ -102,15 +101,9 @@ class Drainer(threading.Thread):
 
     def _only(self) -> bool:
         """Whether this is the spool's one drainer; another takes over when that one's process has ended."""
-        if self._lock < 0:
-            lock = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                return False
-            self._lock = lock
-        return True
+        if self._lock is None:
+            self._lock = locks.take(self._root / "lock", make=True)
+        return self._lock is not None
 
     def _look(self) -> None:
         for folder in Folder.all(self._root):

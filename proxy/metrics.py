@@ -16,6 +16,8 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
+from store import chat
+
 MAX_TASKS = 1000  # with a label of their own; a label set is 40 lines of /metrics, and clients can make up tasks
 OTHER = "other"  #: the label of what has none of its own
 
@@ -108,7 +110,6 @@ METRICS = (
 )
 
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
-ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 FAMILIES = frozenset(
     {
         *("assistants", "audio", "batches", "chat", "chatkit", "completions", "containers", "conversations", "embeddings", "evals"),
@@ -276,7 +277,7 @@ class Counters:
 
     def _find(self, task: str, server: str, endpoint: str, code: int) -> _Cell:
         """The cell for labels that `_known` has not: new ones, or such as are shown under others."""
-        shown = (self._task(task), str(server), endpoint if endpoint in ENDPOINTS else OTHER, _code(code))
+        shown = (self._task(task), str(server), endpoint if endpoint in chat.ENDPOINTS else OTHER, _code(code))
         cell = self._cells.get(shown)
         if cell is None:
             seconds = self._seconds.setdefault(shown[:2], [0] * (len(BOUNDS) + 2))

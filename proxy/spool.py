@@ -9,7 +9,6 @@ What is appended within one turn of the event loop is written, and with `disk` d
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from proxy import locks
 from proxy.metrics import Counters
 
 log = logging.getLogger("stillroom.proxy")
@@ -49,6 +49,10 @@ class NotKept(Exception):
 
 
 Then = Callable[[NotKept | None], None]  #: called once: None when the record is durable, or why it is not kept
+
+
+def nobody(_error: NotKept | None) -> None:
+    """A `Then` for what nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,7 @@ class Folder:
         for made in (root.parent, root):  # the home folder is not for others either
             made.mkdir(parents=True, mode=0o700, exist_ok=True)
         hidden.mkdir(mode=0o700)
-        lock = os.open(hidden / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = locks.take(hidden / "lock", make=True)
         return cls(hidden.rename(root / name), lock)
 
     @classmethod
@@ -85,16 +88,9 @@ class Folder:
 
     def take_over(self) -> bool:
         """Lock it if its process is dead; True if this object has it locked. Raises OSError if it cannot be opened."""
-        if self._lock is not None:
-            return True
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return False
-        self._lock = lock
-        return True
+        if self._lock is None:
+            self._lock = locks.take(self.path / "lock")
+        return self._lock is not None
 
     def segments(self) -> list[Path]:
         """Its segments, oldest first."""

@@ -11,9 +11,10 @@ from proxy.settings import ProxySettings
 from proxy.trust import Trust
 from proxy.upstream import Answer, Upstream, header_lines
 from store import teachers
+from store.keys import PREFIX
 from store.teachers import DEPLOYED, ENVIRONMENT, Entry, Format, NoDeployment
 
-VIRTUAL = b"sk-stillroom-"  #: how stillroom's own keys begin; no teacher is to see one
+VIRTUAL = PREFIX.encode()  #: how stillroom's own keys begin; no teacher is to see one
 _PREFIX = len(b"/v1")
 _CARRY_KEYS = (*CREDENTIALS, PROTOCOLS)
 

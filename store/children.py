@@ -28,10 +28,8 @@ def spawn(
     parent = os.getpid()
 
     def die_with_parent() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal))
-            if os.getppid() != parent:  # it died in between
-                os._exit(1)
+        if not _tied(parent, death_signal):
+            os._exit(1)
 
     return subprocess.Popen(
         [str(part) for part in command],
@@ -46,9 +44,7 @@ def spawn(
 
 def follow(parent: int) -> None:
     """In a child: die (SIGKILL) with the process that started it; on Linux. Exits if that one is dead already."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
+    if not _tied(parent, signal.SIGKILL):
         sys.exit(1)
 
 
@@ -72,3 +68,10 @@ def signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None
         os.killpg(child.pid, number)
     except ProcessLookupError:
         return
+
+
+def _tied(parent: int, death_signal: signal.Signals) -> bool:
+    """Have the kernel send this process the signal when its parent dies (Linux alone can); False if it is dead already."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal))
+    return os.getppid() == parent

@@ -1,9 +1,12 @@
 """Chat completions through the teacher: the same bytes both ways, and a capture that says what happened."""
 
+import asyncio
 import gzip
 import socket
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from unittest.mock import Mock
@@ -19,7 +22,7 @@ from proxy.settings import ProxySettings
 from store.states import CaptureStatus, Server
 from store.tables import Task
 from tests.proxy.conftest import KEY, chat, until
-from tests.proxy.upstream import completion, events, hang, json, stream
+from tests.proxy.upstream import Exchange, abort, completion, events, hang, json, stream
 
 ODD = (
     b'{"model": "big-1", "model": "big-1", "temperature": NaN, "x": "\\ud800",\n "messages": [{"role": "user", "content": "h"}], '
@@ -358,3 +361,22 @@ def test_store_false_is_not_captured_where_the_tasks_policy_says_so(start, captu
     assert answer.status_code == 200
     stored = proxy.chat(chat("keep this", store=True)).headers["x-stillroom-id"]
     assert [capture.id for capture in captures(2)] == [kept.id, stored]
+
+
+def test_a_completion_that_died_unanswered_on_a_kept_connection_is_sent_once_more_on_a_new_one(start, teacher):
+    proxy = start()
+    both = threading.Barrier(2)
+
+    async def together(exchange: Exchange) -> bool | None:
+        await asyncio.to_thread(both.wait, 5)
+        return await json(completion("ok"))(exchange)
+
+    teacher.reply = together
+    with ThreadPoolExecutor(2) as pool:  # two connections to the teacher are kept then
+        assert [answer.status_code for answer in pool.map(lambda _: proxy.chat(), range(2))] == [200, 200]
+    kept = {seen.connection for seen in teacher.seen}
+    assert len(kept) == 2
+    teacher.reply = abort
+    assert proxy.chat().status_code == 502
+    first, second = (seen.connection for seen in teacher.seen[2:])
+    assert (first in kept, second in kept) == (True, False)
