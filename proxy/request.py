@@ -13,7 +13,7 @@ from store.tasks import BadTaskName, Identity
 
 # Reading a body takes the event loop from all others: a text of 100 MB as long as 100,000 small values, and they take the memory.
 _LARGE = 1_000_000  # bytes: no smaller body is looked at before it is read
-_MOST = 1_000_000  # commas, brackets and braces that a large body may have, those in its texts among them
+_MOST = 600_000  # commas, brackets and braces that a large body may have, those in its texts among them
 _LENIENTLY = 10_000_000, 200_000  # bytes, and commas and so on, of what is read the slow way
 
 

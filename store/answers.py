@@ -76,14 +76,18 @@ def read_stream(body: bytes, endpoint: str = CHAT) -> Answer:
             continue
         if chunk.get("error"):
             error = _error_text(chunk["error"])
-        usage = _usage(chunk) if isinstance(chunk.get("usage"), dict) else usage
+        if isinstance(chunk.get("usage"), dict):
+            usage = _usage(chunk)
         choice = _first(chunk.get("choices"), index=0)
         finish = _text(choice.get("finish_reason")) or finish
         delta = _said(choice) if endpoint == TEXT else choice.get("delta")
         if not isinstance(delta, dict):
             continue
+        if isinstance(text := delta.get("content"), str):
+            content.append(text)
+            if len(delta) == 1:  # as most are
+                continue
         role = _text(delta.get("role")) or role
-        content.append(_text(delta.get("content")) or "")
         refusal += _text(delta.get("refusal")) or ""
         for call in _dicts(delta.get("tool_calls")):
             _add_call(calls, call)
@@ -212,7 +216,10 @@ def _add_call(calls: dict[int, dict[str, Any]], delta: dict[str, Any]) -> None:
 
 
 def _first(choices: Any, *, index: int) -> dict[str, Any]:
-    return next((choice for choice in _dicts(choices) if choice.get("index", index) == index), {})
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("index", index) == index:
+            return choice
+    return {}
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

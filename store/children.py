@@ -59,7 +59,7 @@ def stop(child: subprocess.Popen[bytes], grace: float) -> int:
         signal_group(child, signal.SIGKILL)
         return child.wait()
     finally:
-        signal_group(child, signal.SIGKILL)  # what it started and left behind
+        signal_group(child, signal.SIGKILL)  # what it started and left behind: dead within milliseconds, not waited for
 
 
 def signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:

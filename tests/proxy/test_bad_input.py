@@ -259,7 +259,7 @@ def long(size: int) -> dict[str, bytes]:
 def test_large_bodies_are_answered_while_others_are(start, teacher):
     """100 MB, and as many small values as are read at all; measured with the clients and the teacher in the same process."""
     proxy = start(max_body_bytes=100 * MB)
-    small = {f"{kind} x 990,000": body for kind, body in listed(990_000).items()}
+    small = {f"{kind} x 590,000": body for kind, body in listed(590_000).items()}
     most = {f"100 MB of {kind}": body for kind, body in long(99 * MB).items() if kind in ("text", "brackets", "nothing")}
     some = {f"20 MB of {kind}": body for kind, body in long(20 * MB).items()}
     for path, bodies in zip(PATHS, (small, most, some), strict=True):

@@ -79,7 +79,7 @@ def test_it_prepares_the_base_starts_answers_and_stops_with_everything_it_starte
     assert engine.server.url == state.url
     processes = family(engine)
     engine.stop()
-    assert gone(processes)
+    until(lambda: gone(processes))
     assert (engine.state.status, engine.state.url, engine.state.pid) == (EngineStatus.DOWN, None, None)
 
 
@@ -91,7 +91,7 @@ def test_a_killed_vllm_is_started_again_and_its_engine_process_does_not_stay(mak
     assert "was killed by SIGKILL" in engine.state.detail
     assert engine.state.url is None
     ready(engine)
-    assert gone(processes)
+    until(lambda: gone(processes))
     assert engine.state.restarts == 1
     assert engine.state.pid != before.pid
     assert engine.state.url != before.url
@@ -120,7 +120,7 @@ def test_a_hung_vllm_is_started_again(make: Make) -> None:
     until(lambda: engine.state.restarts == 1, each=engine.tick)
     assert "does not generate any more" in engine.state.detail
     ready(engine)
-    assert gone(processes)
+    until(lambda: gone(processes))
 
 
 def test_a_vllm_whose_engine_is_dead_is_started_again_although_its_health_is_good(make: Make) -> None:
