@@ -58,7 +58,7 @@ $(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock requirements/sch
 $(PEERS)/.ok:
 	command -v nginx wrk >/dev/null || apt-get install -y -q nginx-light wrk || (apt-get update -q && apt-get install -y -q nginx-light wrk)
 	for peer in 'litellm[proxy]==1.106.2' sglang-router==0.3.2; do \
-	  folder=$(PEERS)/$${peer%%[[=]*}; $(BIN)/uv venv -q --python $(BIN)/python $$folder && $(BIN)/uv pip install -q --python $$folder/bin/python $$peer || exit 1; done
+	  folder=$(PEERS)/$${peer%%[[=]*}; $(BIN)/uv venv -q --allow-existing --python $(BIN)/python $$folder && $(BIN)/uv pip install -q --python $$folder/bin/python $$peer || exit 1; done
 	touch $@
 
 lock:              ## resolve again; what is left out is said in pyproject's [tool.uv]
