@@ -20,8 +20,18 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Literal["lora", "qlora", "full"] = Field(
+        description="What learns: LoRA matrices; the same on a base model in 4 bits; all weights of the linear layers."
+    )
+    objective: Literal["sft", "dpo"] = Field(description="dpo: also prefer an answer to the one that a person replaced by it.")
+    beta: float = Field(gt=0, description="DPO: how far the student may move away from where it began to prefer one answer.")
+    strip: bool = Field(description="Learn without the long instructions, where the task's have been learned to be left out.")
     seed: int = Field(description="Of the adapter's first weights and of the order of rows.")
     epochs: int = Field(ge=1, description="How often every row is learned from.")
+    patience: int = Field(
+        ge=0, description="Stop after so many epochs without a lower loss on the validation rows, and keep the best; 0: never."
+    )
+    keep_epochs: bool = Field(description="Keep an adapter of each epoch, not only the last or the best.")
     learning_rate: float = Field(gt=0, description="AdamW's, at its highest.")
     schedule: Literal["cosine", "linear", "constant"] = Field(description="How the learning rate falls after the warmup.")
     warmup: float = Field(ge=0, lt=1, description="Share of the steps in which it rises from zero.")
@@ -32,7 +42,7 @@ class Recipe(BaseModel):
     batch_rows: int = Field(ge=1, description="Rows a step.")
     token_budget: int = Field(ge=1, description="Tokens computed together; a larger step is computed in parts. Memory.")
     max_length: int = Field(ge=2, description="Longer rows, in tokens, are left out and counted.")
-    share_prefix: bool = Field(description="Compute the beginning that a step's prompts share only once.")
+    share_prefix: bool = Field(description="Compute only once what a step's rows begin with alike.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(description="Of the base model; auto: bfloat16 where it is fast.")
     checkpoint_seconds: float = Field(gt=0, description="How much work a killed training may lose.")
 

@@ -1,9 +1,10 @@
-"""LoRA training of one student, from rows to an adapter that vLLM loads. Reads top to bottom; runs alone on a JSONL file:
+"""Training of one student, from rows to an adapter that vLLM loads. Reads top to bottom; runs alone on a JSONL file:
 
-    python -m distill.train --base FOLDER --data data.jsonl --out DIR [--recipe r.toml]
+    python -m distill.train --base FOLDER --data data.jsonl --out DIR [--recipe r.toml] [--validation v.jsonl] [--transform t.json]
 
 A line is {"messages": [...], "tools": [...] or null, "completion": {assistant message}}, or OpenAI's fine-tuning form, in which the
-last of "messages" is the assistant's. Killed at any moment, it goes on from its last checkpoint when it is run again.
+last of "messages" is the assistant's; "rejected" (an assistant message that is worse) and "weight" (1 if left out) may be added.
+Killed at any moment, it goes on from its last checkpoint when it is run again.
 """
 
 import argparse
@@ -11,20 +12,20 @@ import hashlib
 import json
 import math
 import os
-import pickle
-import shutil
+import resource
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill import recipe as recipes
 from distill.recipe import Recipe
+from store import prompts
+from store.prompts import Transform
 
 if TYPE_CHECKING:
     from distill.render import Example
@@ -35,7 +36,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 Message = dict[str, Any]
-KEPT_CHECKPOINTS = 2
+Outcome = TypeVar("Outcome")
+LEAST_BUDGET = 64  #: tokens; memory that does not suffice for so many is too little
 
 
 class BadData(ValueError):
@@ -43,7 +45,11 @@ class BadData(ValueError):
 
 
 class TrainingDiverged(Exception):
-    """The loss or a gradient is not a finite number. No adapter is written."""
+    """The loss or a gradient is not a finite number, or the loss has grown. No adapter is written."""
+
+
+class OutOfMemory(Exception):
+    """There is not enough memory even for the smallest part of a step."""
 
 
 class TrainingStopped(Exception):
@@ -57,6 +63,17 @@ class TrainRow:
     messages: list[Message]
     tools: list[dict[str, Any]] | None
     completion: Message
+    rejected: Message | None = None  #: an answer that is worse
+    weight: float = 1.0  #: of the row among others; 2 counts as if it were there twice
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row as tokens."""
+
+    chosen: "Example"
+    rejected: "Example | None"
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -66,12 +83,13 @@ class Progress:
     step: int
     total_steps: int
     epoch: int  #: counted from 1
-    loss: float  #: mean of the step's completion tokens
+    loss: float  #: mean of the step's completion tokens, and what DPO adds
     learning_rate: float
     rows_done: int
     rows_total: int  #: of all epochs
     rows_per_second: float
     seconds: float
+    validation_loss: float | None = None  #: mean of the validation rows' completion tokens; after an epoch's last step
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,11 @@ class TrainResult:
     rows_per_second: float  #: loading excluded, over all resumptions
     rows: int
     dropped_rows: int  #: too long, or not to be rendered
-    shared_prefix_tokens: int  #: that all prompts begin with, 0 if they are not shared
+    tokens: int  #: of the rows that were learned from, over all epochs
+    computed_tokens: int  #: of these, each shared one counted once a step
+    validation_losses: list[float]  #: one an epoch; empty without validation rows
+    best_epoch: int  #: the adapter is what it was after this one
+    peak_memory: int  #: bytes resident at once, of the process
     resumed_from: int | None  #: step
 
 
@@ -97,126 +119,167 @@ def train(
     recipe: Recipe,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool] = lambda: False,
+    validation: Sequence[TrainRow] = (),
+    transform: Transform | None = None,
 ) -> TrainResult:
     """Train an adapter for the model folder `base` into `out/adapter`; a finished one is returned at once.
 
-    The same rows, recipe and base on the same machine give the same bytes. Raises BadData, TrainingDiverged, TrainingStopped.
+    The same rows, recipe and base on the same machine give the same bytes. With `transform` the student is shown what it leaves
+    of the prompts, as it will be when it serves. Raises BadData, TrainingDiverged, OutOfMemory, TrainingStopped.
     """
     began = time.perf_counter()
-    fingerprint = _fingerprint(base, rows, recipe)
+    fingerprint = _fingerprint(base, [*rows, *validation], recipe, transform)
     if (out / "adapter").is_dir():
         return _finished(out / "adapter", fingerprint)
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".adapter-*"):  # by a training that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
 
     import torch
     from transformers import AutoTokenizer
 
-    from distill import lora, prefix
+    from distill import checkpoint, preference, step, student
 
     # 1. Rows become tokens; what cannot be learned from is left out and counted.
-    examples = list(_examples(AutoTokenizer.from_pretrained(base), rows, recipe.max_length))
-    if not examples:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    items = list(_items(tokenizer, rows, recipe, transform))
+    if not items:
         raise BadData(f"no row of {len(rows)} can be learned from: all are longer than {recipe.max_length} tokens, or not text")
+    held = [item.chosen for item in _items(tokenizer, validation, recipe, transform)]
 
-    # 2. The base model, frozen, with fresh adapter matrices, and what moves them.
+    # 2. The base model, with what learns in it, and what moves that.
     torch.manual_seed(recipe.seed)
-    model, adapter = lora.load(base, recipe)
-    parameters = [p for p in adapter.parameters() if p.requires_grad]
+    pupil = student.load(base, recipe)
+    model, parameters = pupil.model, list(pupil.learning.values())
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    share = recipe.share_prefix and prefix.can_share(model)
-    steps_an_epoch = math.ceil(len(examples) / recipe.batch_rows)
+    steps_an_epoch = math.ceil(len(items) / recipe.batch_rows)
     total_steps = steps_an_epoch * recipe.epochs
 
     # 3. Where a killed run got to.
-    step, losses, seconds_before = 0, list[float](), 0.0
-    rows_looped, looping_before = 0, 0.0
-    state = _last_checkpoint(out, fingerprint)
-    resumed_from: int | None = None
-    if state is not None:
-        with torch.no_grad():
-            for name, weights in state["adapter"].items():
-                adapter.get_parameter(name).copy_(weights)
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        resumed_from = step = state["step"]
-        losses, seconds_before = state["losses"], state["seconds"]
-        rows_looped, looping_before = state["rows"], state["looping"]
+    try:
+        known = checkpoint.last(out, fingerprint)
+    except checkpoint.Foreign as foreign:
+        raise BadData(str(foreign)) from foreign
+    state = known or checkpoint.State(fingerprint, recipe.token_budget)
+    if known is not None:
+        pupil.take(state.weights)
+        optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.rng)
+    resumed_from, seconds_before, looping_before = state.step if known else None, state.seconds, state.looping
+    checkpoint.begin(out, state)
 
-    def seconds() -> float:
-        return seconds_before + time.perf_counter() - began
+    def within_memory(compute: "Callable[[int], Outcome]") -> "Outcome":
+        """What `compute` gives within the token budget, which is halved for good where the memory does not suffice."""
+        while True:
+            try:
+                return compute(state.budget)
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                if state.budget < 2 * LEAST_BUDGET:
+                    raise OutOfMemory(f"not even {state.budget} tokens can be computed at once: {error}") from error
+            state.budget //= 2
+            print(f"not enough memory: {state.budget} tokens at once from now on", file=sys.stderr)
 
-    def looping() -> float:
-        return max(looping_before + time.perf_counter() - looped, 1e-9)
+    def save() -> None:
+        state.weights, state.optimizer, state.rng = pupil.weights(), optimizer.state_dict(), torch.get_rng_state()
+        state.seconds, state.looping = seconds_before + time.perf_counter() - began, looping_before + time.perf_counter() - looped
+        checkpoint.write(out, state)
 
-    def checkpoint() -> None:
-        weights = {name: p.detach() for name, p in adapter.named_parameters() if p.requires_grad}
-        moving = {"adapter": weights, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-        where = {"step": step, "losses": losses, "seconds": seconds(), "rows": rows_looped, "looping": looping()}
-        _write_checkpoint(out, step, moving | where | {"fingerprint": fingerprint})
+    # 4. For DPO: how much likelier than the other each better answer was before anything was learned.
+    compared = [(item.chosen, item.rejected) for item in items if item.rejected is not None and recipe.objective == "dpo"]
+    if compared and not state.reference:
+        state.reference = within_memory(lambda budget: preference.margins(model, compared, token_budget=budget))
+    start = dict(zip((id(chosen) for chosen, _ in compared), state.reference, strict=True))
 
-    # 4. The steps. The order of rows follows from seed and epoch alone, so a step's number is a position in it.
+    # 5. The steps. The order of rows follows from seed and epoch alone, so a step's number is a position in it.
     looped = saved = time.perf_counter()
-    while step < total_steps:
-        epoch, position = divmod(step, steps_an_epoch)
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(recipe.seed + epoch)).tolist()
-        batch = [examples[i] for i in order[position * recipe.batch_rows :][: recipe.batch_rows]]
-        shared = prefix.shared_prefix(batch) if share else 0
-        loss = prefix.loss_and_backward(
-            model, batch, prefix=shared if shared >= prefix.WORTHWHILE else 0, token_budget=recipe.token_budget
-        )
+    while state.step < total_steps and not state.ended:
+        epoch, position = divmod(state.step, steps_an_epoch)
+        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(recipe.seed + epoch)).tolist()
+        batch = [items[i] for i in order[position * recipe.batch_rows :][: recipe.batch_rows]]
+        examples, weights, preferring = [item.chosen for item in batch], _weights(batch), 0.0
+        if pairs := [(item.chosen, item.rejected) for item in batch if item.rejected is not None and id(item.chosen) in start]:
+            margins = within_memory(lambda budget: preference.margins(model, pairs, token_budget=budget))
+            pulls, preferring = preference.pulls(margins, [start[id(chosen)] for chosen, _ in pairs], recipe.beta)
+            examples += [example for pair in pairs for example in pair]
+            weights += [sign * pull for pull in pulls for sign in (1, -1)]
+
+        def learn(budget: int) -> list[float]:
+            optimizer.zero_grad()
+            return step.backward(model, examples, weights, token_budget=budget)  # noqa: B023 - called now
+
+        likelihoods = within_memory(learn)
+        loss = preferring - sum(weights[i] * likelihoods[i] for i in range(len(batch)))
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"loss {loss} and gradient norm {norm} at step {step + 1}: try a learning_rate below {recipe.learning_rate}"
+                f"loss {loss} and gradient norm {norm} at step {state.step + 1}: try a learning_rate below {recipe.learning_rate}"
             )
-        learning_rate = recipe.learning_rate * _schedule(recipe, step, total_steps)
+        learning_rate = recipe.learning_rate * _schedule(recipe, state.step, total_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
-        optimizer.zero_grad()
 
-        step += 1
-        losses.append(loss)
-        rows_looped += len(batch)
-        now = time.perf_counter()
+        state.step += 1
+        state.losses.append(loss)
+        state.rows += len(batch)
+        state.tokens += sum(len(example) - 1 for example in examples)
+        state.computed += step.computed_tokens(model, examples)
+        epoch_done = state.step % steps_an_epoch == 0
+        if epoch_done:
+            _check_falling(state.losses, steps_an_epoch, recipe)
+            if held:
+                judged = within_memory(lambda budget: step.judge(model, held, token_budget=budget))
+                state.validation.append(-sum(each.likelihood for each in judged) / sum(len(e.completion) for e in held))
+            if recipe.keep_epochs:
+                checkpoint.publish(out / f"epoch-{epoch + 1}", lambda folder: pupil.save(folder, base), {"epoch": epoch + 1})
+            if held and recipe.patience:
+                best = state.validation.index(min(state.validation))
+                state.best = pupil.weights() if best == epoch else state.best
+                state.ended = epoch - best >= recipe.patience
         on_progress(
             Progress(
-                step=step,
+                step=state.step,
                 total_steps=total_steps,
                 epoch=epoch + 1,
                 loss=loss,
                 learning_rate=learning_rate,
-                rows_done=epoch * len(examples) + min((position + 1) * recipe.batch_rows, len(examples)),
-                rows_total=recipe.epochs * len(examples),
-                rows_per_second=rows_looped / looping(),
-                seconds=seconds(),
+                rows_done=epoch * len(items) + min((position + 1) * recipe.batch_rows, len(items)),
+                rows_total=recipe.epochs * len(items),
+                rows_per_second=state.rows / max(looping_before + time.perf_counter() - looped, 1e-9),
+                seconds=seconds_before + time.perf_counter() - began,
+                validation_loss=state.validation[-1] if epoch_done and held else None,
             )
         )
         stopping = should_stop()
-        if stopping or now - saved > recipe.checkpoint_seconds or step % steps_an_epoch == 0:
-            checkpoint()
-            saved = now
+        if stopping or epoch_done or time.perf_counter() - saved > recipe.checkpoint_seconds:
+            save()
+            saved = time.perf_counter()
         if stopping:
-            raise TrainingStopped(f"stopped as asked after step {step} of {total_steps}; run it again to go on from there")
+            checkpoint.end(out, keep=True)
+            raise TrainingStopped(f"stopped as asked after step {state.step} of {total_steps}; run it again to go on from there")
 
-    # 5. The adapter, whole or not at all.
-    whole = prefix.shared_prefix(examples) if share else 0
+    # 6. The adapter, whole or not at all: as it was after its best epoch.
+    if state.best:
+        pupil.take(state.best)
+    looping = max(looping_before + time.perf_counter() - looped, 1e-9)
     result = TrainResult(
         adapter=out / "adapter",
-        steps=total_steps,
-        final_loss=sum(losses[-steps_an_epoch:]) / steps_an_epoch,
-        train_seconds=round(seconds(), 3),
-        rows_per_second=round(rows_looped / looping(), 3),
-        rows=len(examples),
-        dropped_rows=len(rows) - len(examples),
-        shared_prefix_tokens=whole if whole >= prefix.WORTHWHILE else 0,
+        steps=state.step,
+        final_loss=sum(state.losses[-steps_an_epoch:]) / steps_an_epoch,
+        train_seconds=round(seconds_before + time.perf_counter() - began, 3),
+        rows_per_second=round(state.rows / looping, 3),
+        rows=len(items),
+        dropped_rows=len(rows) - len(items),
+        tokens=state.tokens,
+        computed_tokens=state.computed,
+        validation_losses=state.validation,
+        best_epoch=1 + state.validation.index(min(state.validation)) if state.best else state.step // steps_an_epoch,
+        peak_memory=_peak_memory(),
         resumed_from=resumed_from,
     )
-    _publish(adapter, base, result, fingerprint)
-    for left in out.glob("checkpoint-*"):
-        left.unlink()
+    summary = {"result": asdict(result) | {"adapter": "."}, "fingerprint": fingerprint}
+    checkpoint.publish(result.adapter, lambda folder: pupil.save(folder, base), summary)
+    checkpoint.end(out, keep=False)
     return result
 
 
@@ -235,26 +298,65 @@ def read_rows(path: Path) -> list[TrainRow]:
             messages, tools, completion = row["messages"], row.get("tools"), row.get("completion")
             if completion is None:
                 *messages, completion = messages
+            rejected, weight = row.get("rejected"), row.get("weight", 1.0)
+            if rejected is not None and rejected["role"] != "assistant":
+                raise ValueError("the rejected answer must be an assistant's message")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError("the weight must be a number above 0")
             if completion["role"] != "assistant" or not all(isinstance(m, dict) and m["role"] for m in messages):
                 raise ValueError("the answer must be an assistant's message, and every message needs a role")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadData(f"{path}, line {number}: {type(error).__name__}: {error}") from error
-        rows.append(TrainRow(messages, tools or None, completion))
+        rows.append(TrainRow(messages, tools or None, completion, rejected, float(weight)))
     if not rows:
         raise BadData(f"{path} has no rows")
     return rows
 
 
-def _examples(tokenizer: Any, rows: Sequence[TrainRow], max_length: int) -> "Iterator[Example]":
+def _items(tokenizer: Any, rows: Sequence[TrainRow], recipe: Recipe, transform: Transform | None) -> Iterator[Item]:
+    """The rows as tokens, in their order; a row that cannot be learned from is left out, a rejected answer that cannot be too."""
     from distill import render
 
+    unusable = render.Unrenderable, prompts.UnseenTemplate, KeyError, TypeError, AttributeError  # the last three: odd shapes
     for row in rows:
         try:
-            example = render.example(tokenizer, row.messages, row.tools, row.completion)
-        except (render.Unrenderable, KeyError, TypeError, AttributeError):  # the last three: a shape nobody has thought of
+            messages = prompts.apply(transform, row.messages)
+            chosen = render.example(tokenizer, messages, row.tools, row.completion)
+        except unusable:
             continue
-        if len(example) <= max_length:
-            yield example
+        rejected = None
+        if row.rejected is not None and recipe.objective == "dpo":
+            with suppress(*unusable):
+                rejected = render.example(tokenizer, messages, row.tools, row.rejected)
+        if rejected is not None and (len(rejected) > recipe.max_length or rejected == chosen):
+            rejected = None
+        if len(chosen) <= recipe.max_length:
+            yield Item(chosen, rejected, row.weight)
+
+
+def _weights(batch: Sequence[Item]) -> list[float]:
+    """Of each row's negative log-likelihood, so that the loss is the mean over the answers' tokens, each as heavy as its row."""
+    total = sum(item.weight * len(item.chosen.completion) for item in batch)
+    return [item.weight / total for item in batch]
+
+
+def _check_falling(losses: Sequence[float], steps_an_epoch: int, recipe: Recipe) -> None:
+    """Raises TrainingDiverged if an epoch's mean loss is twice what it was in the beginning: there is no way back from there."""
+    first = losses[: max(1, min(10, steps_an_epoch // 4))]
+    now, before = (sum(each) / len(each) for each in (losses[-steps_an_epoch:], first))
+    if now > 2 * before and now > 1:
+        raise TrainingDiverged(
+            f"the loss was {before:.3f} in the beginning and is {now:.3f}: try a learning_rate below {recipe.learning_rate}"
+        )
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process had resident at once (on a GPU: allocated there)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _schedule(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -267,61 +369,19 @@ def _schedule(recipe: Recipe, step: int, total_steps: int) -> float:
     return min(1.0, falling[recipe.schedule])
 
 
-def _fingerprint(base: Path, rows: Sequence[TrainRow], recipe: Recipe) -> str:
-    """Of the rows, the recipe, and the base model's config and the names and sizes of its files; names no path, so that a
-    folder may move. The weights themselves are not read: others of the same sizes are not noticed.
+def _fingerprint(base: Path, rows: Sequence[TrainRow], recipe: Recipe, transform: Transform | None) -> str:
+    """Of the rows, the recipe, the transform, and the base model's config and the names and sizes of its files; names no path, so
+    that a folder may move. The weights themselves are not read: others of the same sizes are not noticed.
     """
     digest = hashlib.sha256(recipe.hash().encode())
     digest.update((base / "config.json").read_bytes())
     for file in sorted(base.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    if transform is not None:
+        digest.update(transform.digest().encode())
     for row in rows:
         digest.update(json.dumps(asdict(row)).encode())
     return digest.hexdigest()
-
-
-def _write_checkpoint(out: Path, step: int, state: dict[str, Any]) -> None:
-    import torch
-
-    target = out / f"checkpoint-{step:07}.pt"
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
-    for old in sorted(out.glob("checkpoint-*.pt"))[:-KEPT_CHECKPOINTS]:
-        old.unlink()
-
-
-def _last_checkpoint(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What the newest checkpoint that can be read holds; those that cannot be are deleted."""
-    import torch
-
-    for file in sorted(out.glob("checkpoint-*.pt"), reverse=True):
-        try:
-            state: dict[str, Any] = torch.load(file, weights_only=True)
-            known = state["fingerprint"]
-        except (OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            print(f"{file.name} cannot be read and is deleted: {error}", file=sys.stderr)
-            file.unlink()
-            continue
-        if known != fingerprint:
-            raise BadData(f"{out} holds checkpoints of another training (other rows, recipe or base model): give an empty folder")
-        return state
-    return None
-
-
-def _publish(adapter: Any, base: Path, result: TrainResult, fingerprint: str) -> None:
-    """Write the adapter beside its place, then move it there."""
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=result.adapter.parent) as partial:
-        folder = Path(partial) / "adapter"
-        adapter.peft_config["default"].base_model_name_or_path = str(base)
-        adapter.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        summary = {"result": asdict(result) | {"adapter": "."}, "fingerprint": fingerprint}
-        (folder / "training.json").write_text(json.dumps(summary, indent=2))
-        folder.rename(result.adapter)
 
 
 def _finished(folder: Path, fingerprint: str) -> TrainResult:
@@ -338,12 +398,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="JSONL file")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the adapter")
     parser.add_argument("--recipe", type=Path, help="TOML file with what differs from the default recipe")
+    parser.add_argument(
+        "--validation", type=Path, help="JSONL file of rows that are not learned from: they say which epoch is best"
+    )
+    parser.add_argument("--transform", type=Path, help="JSON file: what the student is shown instead of the whole prompt")
     parser.add_argument("--json", action="store_true", help="print progress and result as JSON lines instead of a bar")
     options = parser.parse_args(arguments)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
     try:
         rows, recipe = read_rows(options.data), recipes.load(options.recipe)
+        validation = read_rows(options.validation) if options.validation else []
+        transform = prompts.read(json.loads(options.transform.read_text())) if options.transform else None
         if not (options.base / "config.json").is_file():
             raise BadData(f"{options.base} is no model folder: it has no config.json")
         with _json_lines() if options.json else _bar() as on_progress:
@@ -354,11 +420,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 recipe=recipe,
                 on_progress=on_progress,
                 should_stop=lambda: bool(stopped),
+                validation=validation,
+                transform=transform,
             )
     except TrainingStopped as error:
         _say(options.json, "error", str(error))
         return 143
-    except (BadData, recipes.BadRecipe, TrainingDiverged) as error:
+    except (BadData, recipes.BadRecipe, prompts.BadTransform, TrainingDiverged, OutOfMemory, OSError) as error:
         _say(options.json, "error", str(error))
         return 1
     _say(options.json, "result", asdict(result) | {"adapter": str(result.adapter)})

@@ -68,7 +68,7 @@ def test_training_lowers_the_loss_and_reports_every_step(base: Path, tmp_path: P
     assert result.final_loss == pytest.approx(sum(p.loss for p in seen[-3:]) / 3)
     assert result.rows == 24
     assert result.dropped_rows == 0
-    assert result.shared_prefix_tokens > 16
+    assert result.tokens > 2 * result.computed_tokens > 0
     assert result.rows_per_second > 0
     assert result.resumed_from is None
 
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(base: Path, tmp
 def test_sharing_the_prefix_or_not_trains_the_same_adapter(base: Path, tmp_path: Path) -> None:
     shared, _ = run(base, tmp_path / "a", epochs=1)
     plain, _ = run(base, tmp_path / "b", epochs=1, share_prefix=False)
-    assert plain.shared_prefix_tokens == 0
+    assert plain.computed_tokens == plain.tokens == shared.tokens > 2 * shared.computed_tokens
     assert plain.final_loss == pytest.approx(shared.final_loss, rel=1e-3)
 
 
@@ -212,7 +212,9 @@ def test_a_torn_checkpoint_is_deleted_and_the_one_before_it_taken(base: Path, tm
 
 
 def test_what_a_training_left_that_was_killed_while_it_wrote_is_swept_away(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / ".adapter-torn").mkdir(parents=True)
+    torn = tmp_path / "run" / ".writing-adapter"
+    torn.mkdir(parents=True)
+    (torn / "adapter_model.safetensors").write_text("half")
     run(base, tmp_path / "run", epochs=1)
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["adapter"]
 
@@ -318,3 +320,149 @@ def test_a_checkpoint_is_written_at_the_end_of_every_epoch(base: Path, tmp_path:
 
     train(base=base, rows=rows(), out=tmp_path / "run", recipe=recipe(checkpoint_seconds=1e6), on_progress=note)
     assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]  # three steps an epoch; the last two are kept
+
+
+def test_validation_rows_say_how_good_each_epoch_is_and_the_best_one_is_kept(base: Path, tmp_path: Path) -> None:
+    given = {"base": base, "rows": rows(), "validation": rows(30)[24:], "on_progress": lambda _: None}
+    whole = train(**given, out=tmp_path / "whole", recipe=recipe(patience=0))  # type: ignore[arg-type]
+    assert len(whole.validation_losses) == whole.best_epoch == 4
+    assert whole.validation_losses[-1] < whole.validation_losses[0]
+    # Learned by heart, far too fast: it gets worse, and is stopped.
+    seen: list[Progress] = []
+    hot = recipe(epochs=30, learning_rate=0.1, patience=2, schedule="constant", keep_epochs=True)
+    spoilt = train(**given | {"on_progress": seen.append, "out": tmp_path / "hot", "recipe": hot})  # type: ignore[arg-type]
+    losses = spoilt.validation_losses
+    assert len(losses) < 30
+    assert spoilt.best_epoch == 1 + losses.index(min(losses)) == len(losses) - 2
+    assert [p.validation_loss for p in seen if p.validation_loss is not None] == losses
+    best = tmp_path / "hot" / f"epoch-{spoilt.best_epoch}" / "adapter_model.safetensors"
+    assert best.read_bytes() == (spoilt.adapter / best.name).read_bytes()
+    assert len(list((tmp_path / "hot").glob("epoch-*/adapter_config.json"))) == len(losses)
+
+
+def test_a_stopped_training_remembers_its_best_epoch(base: Path, tmp_path: Path) -> None:
+    hot = recipe(epochs=30, learning_rate=0.1, patience=2, schedule="constant")
+    seen: list[Progress] = []
+    given = {"base": base, "rows": rows(), "validation": rows(30)[24:], "recipe": hot, "on_progress": seen.append}
+    whole = train(**given, out=tmp_path / "whole")  # type: ignore[arg-type]
+    while True:
+        count = len(seen)
+        try:
+            result = train(**given, out=tmp_path / "run", should_stop=lambda n=count: len(seen) >= n + 2)  # type: ignore[misc, arg-type]
+            break
+        except TrainingStopped:
+            continue
+    assert sha256(result) == sha256(whole)
+    assert result.validation_losses == whole.validation_losses
+
+
+def contested() -> list[TrainRow]:
+    """Both answers are learned equally often; people prefer the one that the base model finds likelier."""
+    good, bad = ({"role": "assistant", "content": text} for text in ("no", "yes"))
+    prompt = [{"role": "user", "content": "Is it so?"}]
+    return [TrainRow(prompt, None, good, rejected=bad), TrainRow(prompt, None, bad)] * 8
+
+
+def test_dpo_prefers_the_answer_that_replaced_another(base: Path, tmp_path: Path) -> None:
+    from distill import render, step, student
+
+    def margin(objective: str, share: bool) -> float:
+        """In nats, how much likelier the better answer is than the other, to a student that has learned."""
+        choices = recipe(objective=objective, beta=1.0, epochs=30, batch_rows=16, learning_rate=0.01, share_prefix=share)
+        out = tmp_path / f"{objective} {share}"
+        adapter = train(base=base, rows=contested(), out=out, recipe=choices, on_progress=lambda _: None).adapter
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        pupil = student.load(base, choices)
+        learned = load_file(adapter / "adapter_model.safetensors")
+        pupil.take({name.replace(".weight", ".default.weight"): value for name, value in learned.items()})
+        both = [render.example(tokenizer, row.messages, None, row.completion) for row in contested()[:2]]
+        better, worse = step.judge(pupil.model, both, token_budget=1000)
+        return better.likelihood - worse.likelihood
+
+    assert abs(margin("sft", share=True)) < 0.5
+    assert margin("dpo", share=True) > 1
+    assert margin("dpo", share=False) > 1
+
+
+def test_a_row_of_weight_two_counts_as_if_it_were_there_twice(base: Path, tmp_path: Path) -> None:
+    first, *others = rows(6)
+    heavy = TrainRow(first.messages, None, first.completion, weight=2.0)
+    settings: dict[str, Any] = {"epochs": 3, "batch_rows": 10}
+    once, _ = run(base, tmp_path / "a", [heavy, *others], **settings)
+    twice, _ = run(base, tmp_path / "b", [first, first, *others], **settings)
+    assert once.final_loss == pytest.approx(twice.final_loss, rel=1e-4)
+
+
+def test_memory_that_does_not_suffice_makes_the_parts_smaller_and_the_training_goes_on(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit of the address space, as little as the interpreter has now and some: as a small machine would have."""
+    code = """
+import resource, sys, json
+from pathlib import Path
+import torch, transformers, peft
+from distill import step, student
+from distill.train import read_rows, train
+from distill import recipe as recipes
+base, data, out = map(Path, sys.argv[1:4])
+recipe = recipes.load(Path(sys.argv[4]))
+student.load(base, recipe)
+torch.set_num_threads(1)
+held = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[5]), held + int(sys.argv[5])))
+print(train(base=base, rows=read_rows(data), out=out, recipe=recipe, on_progress=lambda p: None).steps)
+"""
+    long = [
+        TrainRow([{"role": "user", "content": f"{i} " + "What is it? " * 60}], None, {"role": "assistant", "content": "yes"})
+        for i in range(64)
+    ]
+    data = write(tmp_path / "data.jsonl", long)
+    (tmp_path / "recipe.json").write_text(recipe(epochs=1, batch_rows=64, token_budget=100_000).model_dump_json())
+
+    def attempt(megabytes: int) -> subprocess.CompletedProcess[str]:
+        arguments = [base, data, tmp_path / str(megabytes), tmp_path / "recipe.json", str(megabytes << 20)]
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+
+    little, less = attempt(250), attempt(1)
+    assert little.stdout.strip() == "1", little.stderr[-2000:]
+    assert "not enough memory" in little.stderr
+    assert less.returncode != 0
+
+
+def test_a_training_that_is_killed_at_one_place_again_and_again_takes_less_memory(base: Path, tmp_path: Path) -> None:
+    from distill import checkpoint
+
+    budgets = []
+    for _ in range(5):
+        state = checkpoint.State("f", budget=1000, step=7)
+        checkpoint.begin(tmp_path, state)
+        budgets.append(state.budget)
+    assert budgets == [1000, 1000, 500, 250, 125]
+    checkpoint.begin(tmp_path, later := checkpoint.State("f", budget=1000, step=8))
+    assert later.budget == 1000
+
+
+def test_a_loss_that_grows_fails_the_run(base: Path, tmp_path: Path) -> None:
+    """To see a loss grow takes a base model that knows something: what one training made of it."""
+    able = tmp_path / "able"
+    shutil.copytree(base, able)
+    taught, _ = run(base, tmp_path / "first", epochs=10)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), taught.adapter)
+    model.merge_and_unload().save_pretrained(able)
+    with pytest.raises(TrainingDiverged, match=r"in the beginning and is .* try a learning_rate below 30"):
+        run(able, tmp_path / "run", epochs=3, learning_rate=30.0, clip=1e9, schedule="constant")
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_student_is_shown_what_its_transform_leaves_of_the_prompt(base: Path, tmp_path: Path) -> None:
+    from store.prompts import Piece, Transform
+
+    bare = [TrainRow(row.messages[1:], None, row.completion) for row in rows()]
+    without = Transform((Piece("system", (SYSTEM["content"],)),))
+    settings: dict[str, Any] = {"base": base, "recipe": recipe(), "on_progress": lambda _: None}
+    stripped = train(rows=rows(), out=tmp_path / "a", transform=without, **settings)
+    assert sha256(stripped) == sha256(train(rows=bare, out=tmp_path / "b", **settings))
+    odd = TrainRow([{"role": "system", "content": "Another."}, *rows(1)[0].messages[1:]], None, rows(1)[0].completion)
+    assert train(rows=[*rows(), odd], out=tmp_path / "c", transform=without, **settings).dropped_rows == 1
