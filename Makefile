@@ -12,7 +12,7 @@ TORCH  := $(if $(wildcard $(addsuffix /torch-*+cpu*,$(LINKS))),,--torch-backend 
 PEERS   := .cache/bench
 CLIENTS := .cache/clients
 
-.PHONY: setup demo test check bench bench-proxy lock clean
+.PHONY: setup demo test check bench bench-proxy bench-train lock clean
 
 setup: $(VENV)/.ok
 $(VENV)/.ok: $(LOCK) pyproject.toml
@@ -36,11 +36,13 @@ check: setup       ## style, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup       ## measurements, side by side in one run; results are recorded in tests/bench/results
-	$(BIN)/python -m tests.bench.bench_prefix
+bench: bench-proxy bench-train   ## all of them; results are recorded in tests/bench/results
 
 bench-proxy: setup $(PEERS)/.ok   ## what a proxied request costs, beside nginx, LiteLLM and a Rust gateway
 	$(BIN)/python -m tests.bench.proxy --record
+
+bench-train: setup $(PEERS)/trl/.ok   ## training beside TRL's SFTTrainer; wants recorded traffic, STILLROOM_DATA
+	$(BIN)/python -m tests.bench.train --record
 
 # The official SDKs with their own tests, frameworks on top of them, and schemathesis, each in an environment of its own.
 $(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock requirements/schemathesis.lock tests/sdk/node/package-lock.json | $(VENV)/.ok
@@ -59,6 +61,12 @@ $(PEERS)/.ok:
 	command -v nginx wrk >/dev/null || apt-get install -y -q nginx-light wrk || (apt-get update -q && apt-get install -y -q nginx-light wrk)
 	for peer in 'litellm[proxy]==1.106.2' sglang-router==0.3.2; do \
 	  folder=$(PEERS)/$${peer%%[[=]*}; $(BIN)/uv venv -q --allow-existing --python $(BIN)/python $$folder && $(BIN)/uv pip install -q --python $$folder/bin/python $$peer || exit 1; done
+	touch $@
+
+# What TRL needs beside what is there: both sides run on the same torch, transformers and peft.
+$(PEERS)/trl/.ok: | $(VENV)/.ok
+	$(BIN)/uv pip install -q --no-deps --python $(BIN)/python --target $(PEERS)/trl trl==1.16.0 datasets==5.2.0 multiprocess==0.70.19 \
+	  dill==0.4.1 pandas==3.1.1 pyarrow==26.0.1 xxhash==4.1.0
 	touch $@
 
 lock:              ## resolve again; what is left out is said in pyproject's [tool.uv]

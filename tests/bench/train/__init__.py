@@ -1,0 +1,1 @@
+"""Training beside TRL's SFTTrainer: the same rows, LoRA, batches and steps. `python -m tests.bench.train`."""
