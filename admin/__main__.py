@@ -34,7 +34,7 @@ def _serve(db: Database, settings: AdminSettings) -> None:
         if not auth.tokens(session):
             logging.getLogger("stillroom.admin").warning("There is no admin token yet. %s", auth.HOW)
     uvicorn.run(
-        build(db),
+        build(db, settings),
         host=settings.admin_host,
         port=settings.admin_port,
         log_config=None,

@@ -1,5 +1,6 @@
 """Adapters as people see them, and what people may decide: train now, promote, take back."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, Field
@@ -29,6 +30,8 @@ class AdapterLine(BaseModel, from_attributes=True):
     outcome: Outcome | None = Field(None, description="The gate's verdict.")
     stage: RolloutStage | None = Field(None, description="How far it is on its way into traffic.")
     detail: str = Field("", description="Why it is at that stage.")
+    stale_since: datetime | None = Field(None, description="Since when something that it learned from is erased: train again.")
+    stripped: bool = Field(False, description="Whether it is shown requests without the fixed part of their prompts.")
     live: bool = Field(False, description="Whether the route points at it.")
 
 
@@ -51,7 +54,7 @@ def listing(
     if status is not None:
         query = query.where(Adapter.status == status)
     rows, more = pages.fetch(session, query, Adapter, after=after, limit=limit)
-    return Page(data=_lines(session, rows), has_more=more)
+    return Page(data=lines(session, rows), has_more=more)
 
 
 def one(session: Session, adapter_id: str) -> AdapterLine:
@@ -59,7 +62,7 @@ def one(session: Session, adapter_id: str) -> AdapterLine:
     row = session.get(Adapter, adapter_id)
     if row is None:
         raise NotFound(f"There is no adapter {adapter_id!r}. `stillroom adapters` lists them.", "unknown_adapter")
-    return _lines(session, [row])[0]
+    return lines(session, [row])[0]
 
 
 def train(session: Session, name_or_id: str, *, by: str) -> Task:
@@ -120,7 +123,8 @@ def _accepted(session: Session, name_or_id: str) -> Adapter:
     return accepted
 
 
-def _lines(session: Session, rows: list[Adapter]) -> list[AdapterLine]:
+def lines(session: Session, rows: Sequence[Adapter]) -> list[AdapterLine]:
+    """Adapters with their verdicts, stages and routes."""
     ids = [row.id for row in rows]
     names = captures.task_names(session, {row.task_id for row in rows})
     verdicts = {row.adapter_id: row.outcome for row in session.exec(select(Verdict).where(col(Verdict.adapter_id).in_(ids)))}
@@ -130,7 +134,7 @@ def _lines(session: Session, rows: list[Adapter]) -> list[AdapterLine]:
     for row in rows:
         line, rollout = AdapterLine.model_validate(row), rollouts.get(row.id)
         line.task, line.live = names.get(row.task_id, ""), row.id in live
-        line.outcome = verdicts.get(row.id)
+        line.outcome, line.stripped = verdicts.get(row.id), row.transform is not None
         if rollout is not None:
             line.stage, line.detail = rollout.stage, rollout.detail
         found.append(line)

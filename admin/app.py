@@ -10,10 +10,11 @@ from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from admin import records
-from admin.api import captures, keys, needs, runs, tasks
+from admin.api import captures, keys, lineage, needs, runs, tasks
 from admin.api import records as records_api
 from admin.problems import Invalid, NotFound, Problem, Unavailable
 from store.session import Database
+from store.settings import StoreSettings
 
 log = logging.getLogger("stillroom.admin")
 
@@ -33,8 +34,8 @@ TAGS = {
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": needs.ErrorBody} for status in (401, 404, 409, 422, 503)}
 
 
-def build(db: Database) -> FastAPI:
-    """The API over a database."""
+def build(db: Database, settings: StoreSettings) -> FastAPI:
+    """The API over a database, and the home folder that the settings name."""
     app = FastAPI(
         title="stillroom admin",
         summary="See what was captured, taught and decided; review, correct, decide.",
@@ -42,8 +43,8 @@ def build(db: Database) -> FastAPI:
         openapi_tags=[{"name": name, "description": says} for name, says in TAGS.items()],
         redoc_url=None,
     )
-    app.state.db = db
-    for module in (tasks, captures, runs, keys, records_api):
+    app.state.db, app.state.settings = db, settings
+    for module in (tasks, captures, runs, lineage, keys, records_api):
         app.include_router(module.router, prefix="/api", dependencies=[Depends(needs.caller)], responses=ERRORS)
 
     @app.get("/healthz", include_in_schema=False)

@@ -78,6 +78,7 @@ class PairOf(BaseModel, from_attributes=True):
     id: str
     status: PairStatus
     reason: str
+    left_out: str
     split: Split | None
 
 

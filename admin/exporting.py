@@ -1,15 +1,21 @@
 """Pairs out, as OpenAI fine-tuning JSONL: people's corrections applied, what they rejected left out."""
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
 
 import orjson
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from admin import reviews
+from store import audit
 from store.session import Database
 from store.states import PairStatus, ReviewKind, Split
-from store.tables import Pair
+from store.tables import Message, Pair
 
+ACTION: Final = "export"  #: in the audit log: the subject is the task, the detail has the file, if it was written to one
 PAGE = 500  # pairs read in one transaction
 
 
@@ -30,10 +36,43 @@ def lines(db: Database, task_id: str, split: Split | None = None) -> Iterator[by
             return
         for row in rows:
             standing = standings[row.capture_id]
-            if standing.kind == ReviewKind.REJECT:
-                continue
-            line = {"messages": [*row.messages, standing.correction or row.completion]}
-            if row.tools:
-                line["tools"] = row.tools
-            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            if standing.kind != ReviewKind.REJECT:
+                yield _line(row, standing.correction or row.completion)
         after = rows[-1].capture_id
+
+
+def note(session: Session, task_id: str, file: Path | None, *, by: str) -> None:
+    """Record an export, so that an erasure knows of it; None: it was not written to a file here."""
+    audit.record(session, by, ACTION, task_id, {"file": str(file.resolve()) if file is not None else None})
+
+
+def ever(pair: Pair, answers: Iterable[Message]) -> list[bytes]:
+    """The lines that a pair may have been exported as, now or before its reviews."""
+    return [_line(pair, answer) for answer in (pair.completion, *answers)]
+
+
+def without(file: Path, digests: Container[bytes]) -> bool:
+    """Take the lines with these SHA-256 out of an exported file, all at once; False if it has none of them. Raises OSError."""
+    partial = file.with_name(f"{file.name}.partial")
+    taken = False
+    with file.open("rb") as lines, partial.open("wb") as kept:
+        partial.chmod(file.stat().st_mode)
+        for line in lines:
+            if hashlib.sha256(line).digest() in digests:
+                taken = True
+            else:
+                kept.write(line)
+        kept.flush()
+        os.fsync(kept.fileno())
+    if taken:
+        partial.replace(file)
+    else:
+        partial.unlink()
+    return taken
+
+
+def _line(pair: Pair, answer: Message) -> bytes:
+    line: dict[str, Any] = {"messages": [*pair.messages, answer]}
+    if pair.tools:
+        line["tools"] = pair.tools
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from admin.problems import Invalid
-from store import answers, audit, bodies, captures
+from store import answers, audit, bodies, captures, templates
 from store import tasks as identity
 from store.columns import now
 from store.packing import Packer
@@ -24,6 +24,7 @@ from store.session import Database
 from store.states import CaptureStatus, Server
 from store.tables import Capture, Message
 from store.tasks import Identity
+from store.templates import NOTHING, Directory
 
 BATCH_ROWS, BATCH_BYTES = 500, 16_000_000
 LINE_BYTES = 16_000_000  # a longer line is no exchange
@@ -68,6 +69,7 @@ class Exchange:
 
     key: str  #: hash of the line
     task: Identity
+    own: str  #: the id of the task that it would have if nothing else were known: a line is known by it, whatever is merged
     capture: Capture  #: but for its id and its task
 
 
@@ -85,11 +87,13 @@ def load(
     batch: dict[str, Exchange] = {}
     packer = Packer()
     size = 0
+    with db.read() as session:
+        directory = templates.read(session)
     for number, line in _lines(file):
         try:
             if isinstance(line, Unusable):
                 raise line
-            exchange = read(line, source=report.source, task=task, model=model)
+            exchange = read(line, source=report.source, task=task, model=model, directory=directory)
         except Unusable as reason:
             report.add_error(number, str(reason))
             continue
@@ -107,7 +111,9 @@ def load(
     return report
 
 
-def read(line: bytes, *, source: str, task: str | None = None, model: str | None = None) -> Exchange:
+def read(
+    line: bytes, *, source: str, task: str | None = None, model: str | None = None, directory: Directory = NOTHING
+) -> Exchange:
     """The exchange in a line. Raises Unusable."""
     try:
         row = orjson.loads(line)
@@ -124,9 +130,8 @@ def read(line: bytes, *, source: str, task: str | None = None, model: str | None
             raise Unusable(f"neither `messages` nor `request`; {SHAPES}")
         if model and not request.get("model"):
             request["model"] = model
-        return Exchange(
-            hashlib.sha256(line).hexdigest(), identity.identify(request, task), _capture(request, response, stream, source)
-        )
+        named, own = (identity.identify(request, task, directory=each) for each in (directory, NOTHING))
+        return Exchange(hashlib.sha256(line).hexdigest(), named, own.id, _capture(request, response, stream, source))
     except identity.BadTaskName as error:
         raise Unusable(f"metadata.task: {error}") from error
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # shapes that nobody thought of, or nested too deep
@@ -212,7 +217,7 @@ def _store(db: Database, batch: list[Exchange], task: str | None, report: Report
         rows, names = [], {}
         for exchange in batch:
             owner = named or identity.ensure(session, exchange.task)
-            key = hashlib.sha256(f"{owner.id}\n{exchange.key}".encode()).hexdigest()
+            key = hashlib.sha256(f"{named.id if named else exchange.own}\n{exchange.key}".encode()).hexdigest()
             row_id = f"cap_{'0' * 11}{key[:25]}"
             exchange.capture.id, exchange.capture.task_id, names[row_id] = row_id, owner.id, owner.name
             rows.append(exchange.capture)

@@ -42,7 +42,10 @@ class PairLine(BaseModel, from_attributes=True):
     capture_id: str
     status: PairStatus
     reason: str = Field(description="Why it is excluded.")
+    left_out: str = Field(description="Why its task's latest dataset goes without it, though it is fit to learn from.")
     split: Split | None
+    cluster: str = Field(description="Its near-duplicates and the turns of its conversation have the same one, and the same split.")
+    redacted: int = Field(description="Values that were replaced in it by others of their form, as the task's policy says.")
     prompt: str = Field("", description=f"The last user message, its first {EXCERPT} characters.")
     answer: str = Field("", description=f"The answer learned: a correction if there is one. Its first {EXCERPT} characters.")
     review: ReviewKind | None = Field(None, description="The last review that is no tag.")

@@ -11,7 +11,7 @@ from admin import captures, pages
 from admin.pages import Page
 from admin.problems import NotFound
 from store.columns import now
-from store.states import EvaluationStatus, Outcome, RunStatus
+from store.states import EvaluationStatus, Outcome, RunPurpose, RunStatus
 from store.tables import Adapter, Capture, Evaluation, EvaluationItem, Message, Pair, Run, RunStep, Verdict
 
 
@@ -24,14 +24,20 @@ class RunLine(BaseModel, from_attributes=True):
     task: str = Field("", description="The task's name.")
     dataset_id: str
     base_model: str
+    purpose: RunPurpose
+    share: float = Field(description="Of the dataset's training rows.")
     status: RunStatus
     step: int
     total_steps: int
     progress: float = Field(0.0, description="Share of its steps that are done, 0 to 1.")
     seconds_left: float | None = Field(None, description="At the pace of its steps so far, while it runs.")
     loss: float | None
+    validation_loss: float | None = Field(description="Nats a token, of the adapter.")
     rows_per_second: float | None
     train_seconds: float | None
+    estimated_seconds: float | None = Field(None, description="What it was expected to take, before it began.")
+    peak_memory: int | None = Field(description="Bytes.")
+    estimated_memory: int | None = None
     attempts: int
     error: str | None
     started_at: datetime | None
@@ -52,6 +58,11 @@ class RunDetail(RunLine):
     """A run with its recipe, curve and adapter."""
 
     recipe: dict[str, Any]
+    estimate: dict[str, Any] | None = Field(
+        description="Made before it began: seconds, memory, money, tokens, and the pace behind them."
+    )
+    took: dict[str, Any] | None = Field(description="What the trainer says of its work.")
+    score: dict[str, Any] | None = Field(description="On the validation rows.")
     adapter_id: str | None
     curve: list[CurvePoint]
 
@@ -101,7 +112,13 @@ class Item(BaseModel, from_attributes=True):
 
 
 def listing(
-    session: Session, *, task_id: str | None = None, status: RunStatus | None = None, after: str | None = None, limit: int = 50
+    session: Session,
+    *,
+    task_id: str | None = None,
+    status: RunStatus | None = None,
+    purpose: RunPurpose | None = None,
+    after: str | None = None,
+    limit: int = 50,
 ) -> Page[RunLine]:
     """A page of runs, newest first."""
     query = select(Run)
@@ -109,6 +126,8 @@ def listing(
         query = query.where(Run.task_id == task_id)
     if status is not None:
         query = query.where(Run.status == status)
+    if purpose is not None:
+        query = query.where(Run.purpose == purpose)
     rows, more = pages.fetch(session, query, Run, after=after, limit=limit)
     names = captures.task_names(session, {row.task_id for row in rows})
     return Page(data=[_run_line(row, names) for row in rows], has_more=more)
@@ -123,6 +142,9 @@ def one(session: Session, run_id: str) -> RunDetail:
     return RunDetail(
         **_run_line(run, captures.task_names(session, {run.task_id})).model_dump(),
         recipe=run.recipe,
+        estimate=run.estimate,
+        took=run.took,
+        score=run.score,
         adapter_id=session.exec(select(Adapter.id).where(Adapter.run_id == run.id)).first(),
         curve=[CurvePoint.model_validate(point) for point in curve],
     )
@@ -169,6 +191,8 @@ def items(session: Session, evaluation_id: str, *, after: str | None = None, lim
 def _run_line(run: Run, names: dict[str, str]) -> RunLine:
     line = RunLine.model_validate(run)
     line.task = names.get(run.task_id, "")
+    if run.estimate is not None:
+        line.estimated_seconds, line.estimated_memory = run.estimate["seconds"], run.estimate["peak_memory"]
     line.progress = 1.0 if run.status == RunStatus.SUCCEEDED else round(run.step / run.total_steps, 4) if run.total_steps else 0.0
     if run.status == RunStatus.RUNNING and run.started_at is not None and run.step:
         line.seconds_left = round((now() - run.started_at).total_seconds() / run.step * (run.total_steps - run.step), 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,20 +12,22 @@ from sqlmodel import Session, col, func, select
 from admin import pages
 from admin.pages import Page
 from admin.problems import INSTALL, Conflict, Invalid, NotFound
-from store import audit, policy
+from store import audit, moves, policy
 from store import tasks as identity
 from store.columns import now
 from store.policy import Policy
 from store.states import Outcome, PairStatus, Split, TaskStatus
-from store.tables import Capture, Pair, Route, Task, Verdict
+from store.tables import Capture, Pair, Route, Task, TaskAlias, TaskTemplate, Verdict
 
 _NAMED = 20  # tasks that an error names
+_LEAST, _LOOKED_AT = 3, 500  # characters of a text that divides a task; captures in which it is looked for
 
 
 class PairCounts(BaseModel):
     """How many pairs a task has, of each sort."""
 
     train: int = 0
+    validation: int = 0
     holdout: int = 0
     excluded: int = 0
 
@@ -57,7 +60,10 @@ class TaskLine(BaseModel, from_attributes=True):
 class TaskDetail(TaskLine):
     """A task with what it was made of and what its owner decided."""
 
-    system: str = Field(description="Its system message.")
+    system: str = Field(description="Its system message; where that varies, what does not.")
+    template: list[str] = Field([], description="What requests are known by that have other keys: these texts, in this order.")
+    merged: int = Field(0, description="Keys and tasks that were merged into it.")
+    parts: list[str] = Field([], description="Names of tasks that were divided from it.")
     policy: Policy | None = Field(description="What holds, defaults and decisions together; none: see `next`.")
     decided: dict[str, Any] = Field(description="What its owner decided otherwise than the defaults.")
     train_asked_at: datetime | None
@@ -87,6 +93,7 @@ def one(session: Session, name_or_id: str) -> TaskDetail:
     return TaskDetail(
         **_lines(session, [task])[0].model_dump(),
         system=task.system,
+        **_known_by(session, task.id),
         policy=None if _unusable(task) else policy.of(task),
         decided=task.policy,
         train_asked_at=task.train_asked_at,
@@ -117,8 +124,53 @@ def rename(session: Session, name_or_id: str, name: str, *, by: str) -> Task:
         raise Conflict(f"There is another task called {name!r} ({other.id}). Take another name, or rename that one.", "name_taken")
     if task.name != name:
         audit.record(session, by, "task renamed", task.id, {"from": task.name, "to": name})
-        task.name = name
+        task.name, task.steered_at = name, now()
     return task
+
+
+def merge(session: Session, kept: str, others: Sequence[str], *, by: str, why: str = "") -> Task:
+    """From now on the requests of the others, and their captures, are the first one's. Raises NotFound, Invalid, Conflict."""
+    task = find(session, kept)
+    away = {found.id: found for found in (find(session, each) for each in others)}
+    if not away:
+        raise Invalid("Name at least two tasks: the one that stays, then those that are merged into it.", "nothing_to_merge")
+    if task.id in away:
+        raise Invalid(f"{task.name} cannot be merged into itself.", "same_task")
+    try:
+        moves.merge(session, task, list(away.values()), by=by, why=why)
+    except moves.Busy as busy:
+        name = away[busy.args[0]].name
+        raise Conflict(
+            f"{name} is being trained or judged: it can be merged when that is at its end. `stillroom runs` shows how far it is.",
+            "busy",
+        ) from busy
+    task.steered_at = now()
+    return task
+
+
+def split(session: Session, name_or_id: str, containing: str, name: str, *, by: str) -> Task:
+    """Make a task of those requests that have a text in their system message or first user message. Returns the new one.
+
+    Requests go there within a second; captures follow in the background. Raises NotFound, Invalid, Conflict.
+    """
+    task = find(session, name_or_id)
+    text = containing.replace("\0", "")
+    if len(text.strip()) < _LEAST:
+        raise Invalid(f"The text must have at least {_LEAST} characters.", "text_too_short")
+    if not identity.NAME.fullmatch(name):
+        raise Invalid(str(identity.BadTaskName(name)), "bad_task_name")
+    if (other := identity.find(session, name)) is not None:
+        raise Conflict(f"There is a task called {name!r} already ({other.id}). Take another name.", "name_taken")
+    newest = select(Capture).where(Capture.task_id == task.id).order_by(col(Capture.id).desc())
+    latest = session.exec(newest.limit(_LOOKED_AT)).all()
+    having = sum(any(text in each for each in moves.texts_of(capture) or ()) for capture in latest)
+    if latest and having in (0, len(latest)):
+        what = "None" if having == 0 else "Each"
+        raise Invalid(f"{what} of the last {len(latest)} captures of {task.name} has this text: it divides nothing.", "no_part")
+    named = identity.Identity(identity.identify({}, name).id, name, task.teacher_model, task.system)
+    part = moves.part(session, task, named)
+    moves.divide(session, task, part, text, by=by)
+    return part
 
 
 def decide(session: Session, name_or_id: str, changes: dict[str, Any], *, by: str) -> Task:
@@ -135,7 +187,9 @@ def decide(session: Session, name_or_id: str, changes: dict[str, Any], *, by: st
         raise Invalid(f"The policy is unchanged: {_reasons(error)}. The keys are {keys}.", "bad_policy") from error
     if decided.cron is not None:
         _check_cron(decided.cron)
-    before, task.policy = task.policy, decided.model_dump(mode="json", exclude_defaults=True)
+    if decided.redact and find_spec("presidio_analyzer") is None:
+        raise Invalid("Personal data can only be replaced where `pip install 'stillroom[pii]'` has been done.", "not_installed")
+    before, task.policy, task.steered_at = task.policy, decided.model_dump(mode="json", exclude_defaults=True), now()
     audit.record(session, by, "policy changed", task.id, {"from": before, "to": task.policy})
     return task
 
@@ -146,7 +200,7 @@ def set_status(session: Session, name_or_id: str, status: TaskStatus, *, by: str
     if task.status == status:
         return task
     audit.record(session, by, "task status changed", task.id, {"from": task.status, "to": status})
-    task.status = status
+    task.status, task.steered_at = status, now()
     route = session.get(Route, task.id)
     if status == TaskStatus.IGNORED and route is not None and route.adapter_id is not None:
         from serving import rollout
@@ -182,6 +236,17 @@ def _unusable(task: Task) -> str | None:
     except ValidationError as error:
         return f"its policy cannot be used: {_reasons(error)}. `stillroom task set NAME KEY=` takes a key back to its default."
     return None
+
+
+def _known_by(session: Session, task_id: str) -> dict[str, Any]:
+    templates = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task_id).order_by(col(TaskTemplate.id))).all()
+    merged = select(func.count()).select_from(TaskAlias).where(TaskAlias.task_id == task_id, TaskAlias.id != task_id)
+    parts = select(Task.name).join(TaskTemplate, col(TaskTemplate.task_id) == col(Task.id)).where(TaskTemplate.scope == task_id)
+    return {
+        "template": next((row.segments for row in templates if row.segments), []),
+        "merged": session.exec(merged).one(),
+        "parts": sorted(set(session.exec(parts))),
+    }
 
 
 def _lines(session: Session, tasks: Sequence[Task]) -> list[TaskLine]:

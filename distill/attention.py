@@ -90,7 +90,7 @@ def attend(
         key, value = (torch.cat(all_, 2) for all_ in zip(*(layers[layer] for layers in tree.before), (key, value), strict=True))
     if query.is_cuda:
         return _flex(query, key, value, scaling, tree), None
-    out: torch.Tensor = _Blocks.apply(query, key, value, tree, scaling)
+    out: torch.Tensor = _Blocks.apply(query, key, value, tree, scaling)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2), None
 
 
@@ -131,7 +131,7 @@ class _Blocks(torch.autograd.Function):
         return whole.view(query.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         tree: Plan = ctx.tree
         grad = grad.reshape(q.shape)

@@ -1,10 +1,11 @@
-"""Datasets: pairs frozen into two JSONL files whose content hash is the dataset's identity."""
+"""Datasets: pairs frozen into three JSONL files whose content hash is the dataset's identity."""
 
 import hashlib
 import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import sqlalchemy as sa
-from sqlmodel import Session, col, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
+from sqlmodel import Session, insert, select, update
 
+from distill.choices import Choice, Chosen, choose, ready
 from store import audit
 from store.answers import text_of
 from store.policy import Policy
 from store.session import Database
 from store.settings import StoreSettings
-from store.states import PairStatus, ReviewKind, Split
-from store.tables import Dataset, DatasetPair, Message, Pair, Review
+from store.tables import Dataset, DatasetPair, Message, Pair
 
 MIN_TRAIN = 20
-FILES = ("train", "holdout")
+FILES = ("train", "validation", "holdout")
+FILES_BEFORE = ("train", "holdout")  # of datasets frozen before there was a validation split
 
 
 class Damaged(Exception):
@@ -44,62 +47,24 @@ class Row:
     tools: list[dict[str, Any]] | None
     response_format: dict[str, Any] | None
     completion: Message
+    rejected: Message | None = None  #: the answer that a person replaced or rejected: `completion` is to be preferred to it
+    weight: float = 1.0  #: of the row's loss; 1 on average
 
     def line(self) -> bytes:
         """Keys in the order in which they came: a template that shows a tool's schema shows it in that order."""
-        return orjson.dumps(self.__dict__, option=orjson.OPT_APPEND_NEWLINE)
+        usual = {"rejected": None, "weight": 1.0}
+        told = {key: value for key, value in self.__dict__.items() if key not in usual or value != usual[key]}
+        return orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A pair that a dataset made now would have, without its prompt."""
-
-    pair_id: str
-    completion: Message
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a dataset made now would have."""
-
-    train: list[Choice]
-    holdout: list[Choice]
-    conversations: int
-    unreviewed: int  #: pairs left out because nobody has reviewed them
-
-
-def choose(session: Session, task_id: str, policy: Policy) -> Chosen:
-    """The pairs a dataset made now would have, oldest first, people's reviews applied: their last word on the same content counts.
-
-    Rejected pairs are out, corrections replace the teacher's answer; the holdout is the latest `policy.holdout_max`.
-    """
-    latest = _latest_reviews(session, task_id)
-    train: list[Choice] = []
-    holdout: list[Choice] = []
-    conversations: set[str] = set()
-    unreviewed = 0
-    found = _ready(session, task_id, Pair.id, Pair.split, Pair.content_hash, Pair.conversation, Pair.completion)
-    for pair_id, split, content_hash, conversation, completion in found:
-        review = latest.get(content_hash)
-        if review is None and not policy.train_unreviewed:
-            unreviewed += 1
-            continue
-        if review is not None and review.kind == ReviewKind.REJECT:
-            continue
-        corrected = review.correction if review is not None and review.kind == ReviewKind.CORRECT else None
-        (holdout if split == Split.HOLDOUT else train).append(Choice(pair_id, corrected or completion))
-        conversations.add(conversation)
-    return Chosen(train, holdout[-policy.holdout_max :], len(conversations), unreviewed)
-
-
-def select_rows(session: Session, task_id: str, policy: Policy) -> tuple[list[Row], list[Row]]:
-    """The rows a dataset made now would have: (train, holdout). See `choose`."""
+def select_rows(session: Session, task_id: str, policy: Policy) -> dict[str, list[Row]]:
+    """The rows a dataset made now would have, by file. See `choices.choose`."""
     return _rows(session, task_id, choose(session, task_id, policy))
 
 
 def check_trainable(chosen: Chosen) -> None:
     """Raises NotTrainable, with what to do, when there is too little or nothing to learn."""
-    train, holdout = len(chosen.train), len(chosen.holdout)
+    train, holdout, pairs = len(chosen.train), len(chosen.holdout), chosen.pairs
     if train < MIN_TRAIN or not holdout:
         found = f"there are {train} pairs to train on and {holdout} held out; at least {MIN_TRAIN} and 1 are needed. "
         if chosen.unreviewed:
@@ -107,11 +72,16 @@ def check_trainable(chosen: Chosen) -> None:
                 f"{found}{chosen.unreviewed} more wait for a person's review, which the task's policy asks for: approve some, or "
                 "set `train_unreviewed`."
             )
-        if chosen.conversations == 1 and train + holdout > MIN_TRAIN:
+        if chosen.conversations == 1 and pairs > MIN_TRAIN:
             raise NotTrainable(
-                f"{found}All {train + holdout} count as one conversation, because they begin with the same user message, and a "
+                f"{found}All {pairs} count as one conversation, because they begin with the same user message, and a "
                 "conversation is either trained on or held out. Say which request belongs to which: `metadata.conversation`."
             )
+        if chosen.clusters == 1 and pairs > MIN_TRAIN:
+            raise NotTrainable(f"{found}All {pairs} are near-duplicates of each other, which are either trained on or held out.")
+        if chosen.left_out:
+            why, number = Counter(chosen.left_out.values()).most_common(1)[0]
+            found += f"{len(chosen.left_out)} of {pairs} pairs are left out, {number} of them because {why}. "
         raise NotTrainable(
             f"{found}Send more traffic through the proxy, or import recorded exchanges with `stillroom import FILE`."
         )
@@ -131,29 +101,20 @@ def freeze(db: Database, task_id: str, policy: Policy, settings: StoreSettings) 
     with db.read() as session:
         chosen = choose(session, task_id, policy)
         check_trainable(chosen)
-        files = dict(zip(FILES, _rows(session, task_id, chosen), strict=True))
+        files = _rows(session, task_id, chosen)
     content_hash = _digest((name, (row.line() for row in rows)) for name, rows in files.items())
     folder = settings.artifacts / task_id / "datasets" / content_hash[:16]
     if not _is_whole(folder, content_hash):
         _write(folder, files)
-    with db.begin() as session:
-        known = session.exec(select(Dataset).where(Dataset.task_id == task_id, Dataset.content_hash == content_hash)).first()
-        if known is not None:
-            return known
-        counts = {name: len(rows) for name, rows in files.items()}
-        dataset = Dataset(
-            task_id=task_id,
-            content_hash=content_hash,
-            path=str(folder.relative_to(settings.artifacts.parent)),
-            train_rows=counts["train"],
-            holdout_rows=counts["holdout"],
-        )
-        session.add(dataset)
-        session.flush()
-        members = [{"dataset_id": dataset.id, "pair_id": row.pair_id} for rows in files.values() for row in rows]
-        session.execute(insert(DatasetPair), members)
-        audit.record(session, "distill", "dataset", dataset.id, {**counts, "content_hash": content_hash})
-    return dataset
+    try:
+        return _register(db, task_id, chosen, files, content_hash, folder, settings)
+    except (IntegrityError, StaleDataError) as error:
+        with db.read() as session:
+            there = set(session.exec(select(Pair.id).where(Pair.task_id == task_id)))
+        if there.issuperset(row.pair_id for rows in files.values() for row in rows):
+            raise
+        shutil.rmtree(folder)
+        raise NotTrainable("some of its pairs were erased while they were frozen; the next turn has the others") from error
 
 
 def check_whole(dataset: Dataset, settings: StoreSettings) -> None:
@@ -164,17 +125,54 @@ def check_whole(dataset: Dataset, settings: StoreSettings) -> None:
 
 
 def read(folder: Path, name: str) -> Iterator[Row]:
-    """The rows of a frozen dataset's `train` or `holdout` file."""
+    """The rows of a frozen dataset's `train`, `validation` or `holdout` file."""
+    if name == "validation" and not (folder / f"{name}.jsonl").exists():
+        return  # frozen before there was one
     with (folder / f"{name}.jsonl").open("rb") as file:
         for line in file:
             yield Row(**orjson.loads(line))
 
 
+def _register(
+    db: Database,
+    task_id: str,
+    chosen: Chosen,
+    files: dict[str, list[Row]],
+    content_hash: str,
+    folder: Path,
+    settings: StoreSettings,
+) -> Dataset:
+    """The row of files that are written; the existing one if there is."""
+    with db.begin() as session:
+        if chosen.news:
+            session.execute(update(Pair), [{"id": pair_id, "left_out": why} for pair_id, why in chosen.news.items()])
+        known = session.exec(select(Dataset).where(Dataset.task_id == task_id, Dataset.content_hash == content_hash)).first()
+        if known is not None:
+            return known
+        counts = {name: len(rows) for name, rows in files.items()}
+        dataset = Dataset(
+            task_id=task_id,
+            content_hash=content_hash,
+            path=str(folder.relative_to(settings.artifacts.parent)),
+            train_rows=counts["train"],
+            train_pairs=chosen.train_pairs,
+            validation_rows=counts["validation"],
+            holdout_rows=counts["holdout"],
+        )
+        session.add(dataset)
+        session.flush()
+        members = [{"dataset_id": dataset.id, "pair_id": row.pair_id} for rows in files.values() for row in rows]
+        session.execute(insert(DatasetPair), members)
+        audit.record(session, "distill", "dataset", dataset.id, {**counts, "content_hash": content_hash})
+    return dataset
+
+
 def _is_whole(folder: Path, content_hash: str) -> bool:
-    if not all((folder / f"{name}.jsonl").is_file() for name in FILES):
+    names = FILES if (folder / "validation.jsonl").exists() else FILES_BEFORE
+    if not all((folder / f"{name}.jsonl").is_file() for name in names):
         return False
     with ExitStack() as opened:
-        return content_hash == _digest((name, opened.enter_context((folder / f"{name}.jsonl").open("rb"))) for name in FILES)
+        return content_hash == _digest((name, opened.enter_context((folder / f"{name}.jsonl").open("rb"))) for name in names)
 
 
 def _digest(files: Iterable[tuple[str, Iterable[bytes]]]) -> str:
@@ -203,29 +201,12 @@ def _write(folder: Path, files: dict[str, list[Row]]) -> None:
     temporary.rename(folder)
 
 
-def _ready(session: Session, task_id: str, *columns: Any) -> Iterable[Any]:
-    """These columns of the task's pairs that are fit to learn from, oldest first."""
-    ready = sa.select(*columns).where(col(Pair.task_id) == task_id, col(Pair.status) == PairStatus.READY)
-    return session.execute(ready.order_by(col(Pair.capture_id)))
-
-
-def _rows(session: Session, task_id: str, chosen: Chosen) -> tuple[list[Row], list[Row]]:
-    found = _ready(session, task_id, Pair.id, Pair.messages, Pair.tools, Pair.response_format)
+def _rows(session: Session, task_id: str, chosen: Chosen) -> dict[str, list[Row]]:
+    found = ready(session, task_id, Pair.id, Pair.messages, Pair.tools, Pair.response_format)
     prompts = {prompt.id: prompt for prompt in found}
 
     def rows(choices: list[Choice]) -> list[Row]:
-        chosen = ((prompts[choice.pair_id], choice.completion) for choice in choices)
-        return [Row(p.id, p.messages, p.tools, p.response_format, completion) for p, completion in chosen]
+        chosen = ((prompts[choice.pair_id], choice) for choice in choices)
+        return [Row(p.id, p.messages, p.tools, p.response_format, c.completion, c.rejected, c.weight) for p, c in chosen]
 
-    return rows(chosen.train), rows(chosen.holdout)
-
-
-def _latest_reviews(session: Session, task_id: str) -> dict[str, Review]:
-    """By a pair's content: the last review that says something of its worth, be it of a duplicate."""
-    reviews = session.exec(
-        select(Pair.content_hash, Review)
-        .join(Review, col(Pair.capture_id) == col(Review.capture_id))
-        .where(Pair.task_id == task_id, Review.kind != ReviewKind.TAG)
-        .order_by(col(Review.created_at), col(Review.id))
-    )
-    return dict(reviews.all())
+    return {name: rows(getattr(chosen, name)) for name in FILES}

@@ -7,12 +7,12 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlmodel import Session, col, func, select
 
-from distill import datasets, runs
+from distill import choices, datasets, runs
 from store import audit, policy
 from store.columns import now
 from store.policy import Policy
-from store.states import PairStatus, ReviewKind, Split, TaskStatus
-from store.tables import Dataset, Pair, Review, Run, Task
+from store.states import PairStatus, ReviewKind, RunPurpose, SearchStatus, Split, TaskStatus
+from store.tables import Dataset, LearningCurve, Pair, Review, Run, Search, Task
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Due:
 
 def decide(session: Session, task: Task, at: datetime) -> Due:
     """Decide from rows alone, so that it is the same after any restart."""
-    if runs.unfinished(session, task.id) is not None:
+    if _left_open(session, task.id):
         return Due(True, "a turn that was begun is not at its end")
     if task.train_asked_at is not None:
         return Due(True, "a person asked for it")
@@ -37,7 +37,8 @@ def decide(session: Session, task: Task, at: datetime) -> Due:
         return Due(False, "the task's policy cannot be read: set it again")
     ready = _ready(session, task, rule)
     pairs = sum(ready.values())
-    last = session.exec(select(Run).where(Run.task_id == task.id).order_by(col(Run.created_at).desc())).first()
+    trained = select(Run).where(Run.task_id == task.id, Run.purpose == RunPurpose.CANDIDATE)
+    last = session.exec(trained.order_by(col(Run.created_at).desc())).first()
     turned = max(filter(None, [task.turned_at, last.created_at if last else None]), default=None)
     if last is None:
         if pairs < rule.first_pairs:
@@ -52,7 +53,8 @@ def decide(session: Session, task: Task, at: datetime) -> Due:
             fire is not None and fire <= at, f"by its timetable at {fire:%Y-%m-%d %H:%M} UTC" if fire else "never, by its timetable"
         )
     else:
-        needed = round(session.get_one(Dataset, last.dataset_id).train_rows * (1 + rule.growth)) - ready.get(Split.TRAIN, 0)
+        dataset = session.get_one(Dataset, last.dataset_id)
+        needed = round((dataset.train_pairs or dataset.train_rows) * (1 + rule.growth)) - ready.get(Split.TRAIN, 0)
         if needed > 0:
             return Due(False, f"{needed} more training pairs until the next training")
         why = f"the pairs have grown by {rule.growth:.0%}"
@@ -71,9 +73,17 @@ def ask(session: Session, task_id: str, by: str) -> None:
         rule = policy.of(task)
     except ValidationError as error:
         raise datasets.NotTrainable("its policy cannot be read: set it again") from error
-    datasets.check_trainable(datasets.choose(session, task_id, rule))
+    datasets.check_trainable(choices.choose(session, task_id, rule))
     task.train_asked_at = now()
     audit.record(session, by, "train", task_id)
+
+
+def _left_open(session: Session, task_id: str) -> bool:
+    """Whether a run, a search or a learning curve is not at its end."""
+    searching = select(Search.id).where(Search.task_id == task_id, Search.status == SearchStatus.RUNNING)
+    curve = select(LearningCurve.run_id).where(LearningCurve.task_id == task_id, col(LearningCurve.finished_at).is_(None))
+    begun = runs.unfinished(session, task_id), session.exec(searching).first(), session.exec(curve).first()
+    return any(each is not None for each in begun)
 
 
 def _ready(session: Session, task: Task, rule: Policy) -> dict[str | None, int]:

@@ -14,7 +14,7 @@ import httpx
 import orjson
 from sqlmodel import Session, col, select
 
-from distill import agreement
+from distill import agreement, stripping
 from distill.agreement import Kind
 from distill.datasets import Damaged, Row, check_whole, read
 from distill.gate import Counts
@@ -23,6 +23,7 @@ from serving.vllm import StudentError, StudentRefused, StudentServer, StudentSlo
 from store import answers, prompts, teachers
 from store.chat import CHAT, RESPONSES, as_chat
 from store.columns import now
+from store.prompts import Transform, UnseenTemplate
 from store.session import Database
 from store.states import EvaluationStatus
 from store.tables import Adapter, Capture, Dataset, Evaluation, EvaluationItem, Message, Pair
@@ -142,8 +143,12 @@ def run(
         _fail(db, evaluation.id, str(damaged))
         raise EvaluationFailed(str(damaged)) from damaged
     rows = list(read(settings.home_path / dataset.path, "holdout"))
+    transform = _transform(db, evaluation)
+    if transform is not None:  # the teacher answers what has another template
+        rows = [row for row in rows if stripping.covers(transform, row.messages)]
     kind = agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
-    with db.read() as session:
+    with db.begin() as session:
+        session.get_one(Evaluation, evaluation.id).total = len(rows)
         done = set(session.exec(select(EvaluationItem.pair_id).where(EvaluationItem.evaluation_id == evaluation.id)))
         questions = _questions(session, [row for row in rows if row.pair_id not in done])
     longest = max((len(answers.text_of(row.completion)) for row in rows), default=0)
@@ -156,7 +161,7 @@ def run(
 
         def ask(question: Question) -> EvaluationItem:
             again = beside.submit(teacher.answer_twice, question)  # at the same time: the student must not wait for it
-            s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest, context)
+            s, latency, error = _ask_student(student, question, evaluation.adapter_id, longest, context, transform)
             return item(evaluation.id, kind, question.row, s, again.result(), latency, error)
 
         waiting = [pool.submit(ask, question) for question in questions]
@@ -238,24 +243,33 @@ def _way(listed: Teacherlist, endpoint: str, model: str | None) -> _Way | None:
     return _Way(entry.address(endpoint.removeprefix("/v1"), model), {**entry.headers, **dict([entry.credential(key)])})
 
 
+def _transform(db: Database, evaluation: Evaluation) -> Transform | None:
+    with db.read() as session:
+        transform = session.get_one(Adapter, evaluation.adapter_id).transform
+    return None if transform is None else prompts.read(transform)
+
+
 def _questions(session: Session, rows: Sequence[Row]) -> list[Question]:
     found = []
     for start in range(0, len(rows), 500):  # a database takes so many parameters
         some = rows[start : start + 500]
         behind = select(Pair.id, Capture).join(Capture, col(Capture.id) == col(Pair.capture_id))
         captures = dict(session.exec(behind.where(col(Pair.id).in_([row.pair_id for row in some]))).all())
-        found += [_question(row, captures[row.pair_id]) for row in some]
+        redacted = set(session.exec(select(Pair.id).where(col(Pair.id).in_(captures), Pair.redacted > 0)))
+        found += [_question(row, captures[row.pair_id], redacted=row.pair_id in redacted) for row in some]
     return found
 
 
-def _question(row: Row, capture: Capture) -> Question:
+def _question(row: Row, capture: Capture, *, redacted: bool) -> Question:
     request = {key: value for key, value in orjson.loads(capture.request).items() if key not in _UNASKED}
+    if redacted:  # the answer has what stands in the row's copy, not what the client sent
+        return Question(row, {**as_chat(capture.endpoint, request), "messages": row.messages})
     # The teacher keeps what is answered here unless it is told not to.
     return Question(row, {**request, "store": False} if capture.endpoint == RESPONSES else request, capture.endpoint)
 
 
 def _ask_student(
-    student: StudentServer, question: Question, adapter_id: str, longest: int, context: int | None
+    student: StudentServer, question: Question, adapter_id: str, longest: int, context: int | None, transform: Transform | None
 ) -> tuple[Message | None, float | None, str | None]:
     """(answer, milliseconds, error): the answer is None when serving would not have given it to a client."""
     request = as_chat(question.endpoint, question.request)
@@ -263,11 +277,11 @@ def _ask_student(
         request = {**request, "max_tokens": longest + 16}  # a token is at least one character of the longest answer ever seen
     begun = time.monotonic()
     try:
-        data = student.complete(prompts.for_student(request, adapter_id, context))
+        data = student.complete(prompts.for_student(request, adapter_id, context, transform=transform))
     except StudentSlow as slow:
         student.probe(adapter_id, PROBE_SECONDS)  # raises if it is the engine that is in trouble, not this question
         return None, (time.monotonic() - begun) * 1000, str(slow)[:500]
-    except StudentRefused as refused:  # anything else is the engine's trouble, not the student's
+    except (StudentRefused, UnseenTemplate) as refused:  # anything else is the engine's trouble, not the student's
         return None, None, str(refused)[:500]
     milliseconds = (time.monotonic() - begun) * 1000
     answer = answers.read_json(orjson.dumps(data))

@@ -1,6 +1,8 @@
 """Pairs: captures judged fit, or not, to learn from. One row a capture; who is left out is told why."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -9,9 +11,12 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from distill import language, redaction, sketches
+from distill.clusters import Clusters
+from distill.refusals import refuses
 from store import answers, chat
 from store.policy import Policy
-from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
+from store.states import CaptureStatus, PairStatus, ReviewKind, Server
 from store.tables import Capture, Message, Pair, Review
 
 FINISHED = {"stop", "tool_calls", "function_call"}
@@ -21,13 +26,19 @@ class Unfit(Exception):
     """Why a capture is not a pair, in a few words for a person."""
 
 
-def extract(session: Session, task_id: str, policy: Policy, *, limit: int = 500) -> int:
+def extract(session: Session, task_id: str, policy: Policy, *, limit: int = 500, clusters: Clusters | None = None) -> int:
     """Make pairs of the oldest `limit` captures of the task that have none yet. Returns how many were looked at.
 
     Only complete answers of the teacher are looked at, and captures whose answer a person has corrected since: a student must not
-    learn from itself.
+    learn from itself. Who calls it again and again hands it the same `clusters`, which are then read once.
     """
+    clusters = Clusters(task_id) if clusters is None else clusters
     captures = session.exec(_unseen(task_id).limit(limit)).all() or session.exec(_corrected(task_id).limit(limit)).all()
+    if not captures and not clusters.behind(session):
+        return 0
+    clusters.open(session)
+    if known := clusters.place_known(session, limit, policy):
+        return known
     corrections = _corrections(session, [capture.id for capture in captures])
     for old in session.exec(select(Pair).where(col(Pair.capture_id).in_([capture.id for capture in captures]))):
         session.delete(old)  # was left out before its answer was corrected
@@ -36,31 +47,53 @@ def extract(session: Session, task_id: str, policy: Policy, *, limit: int = 500)
     for capture in captures:
         review = corrections.get(capture.id)
         pair = judge(capture, policy, review.correction if review else None)
+        pair.capture_sha256 = capture.digest()
         pair.created_at = max(pair.created_at, review.created_at) if review else pair.created_at  # lest it is looked at for ever
         found.append(pair)
-    _place(session, task_id, [pair for pair in found if pair.status == PairStatus.READY])
+    if not policy.off_language:
+        _check_languages([p for p in found if p.status == PairStatus.READY and p.capture_id not in corrections], clusters)
+    _place(session, clusters, [pair for pair in found if pair.status == PairStatus.READY], policy)
     session.add_all(found)
+    clusters.save(session)
     return len(captures)
 
 
 def judge(capture: Capture, policy: Policy, correction: Message | None = None) -> Pair:
-    """The capture's pair, READY with its split, or EXCLUDED with its reason. Reads only the capture, or a person's correction."""
+    """The capture's pair, READY without a place yet, or EXCLUDED with its reason. Reads only the capture, and a correction."""
     pair = Pair(task_id=capture.task_id, capture_id=capture.id, status=PairStatus.EXCLUDED)
     try:
         request = _request(capture.request, capture.endpoint)
+        pair.contributor = contributor(request, capture)
         pair.messages, pair.tools = [_plain(m) for m in request["messages"]], request.get("tools") or None
         pair.response_format = request.get("response_format") or None
         pair.completion = _fit(correction) if correction else _completion(capture)
+        pair.rejected = _replaced(capture, pair.completion) if correction else None
+        _check_words(pair, policy, refusals=policy.refusals or correction is not None)
+        redaction.redact(pair, policy.redact)
         pair.prompt_hash = _digest([_anonymous(pair.messages), pair.tools])
-        pair.content_hash = _digest([_anonymous(pair.messages), pair.tools, _anonymous([pair.completion])])
+        pair.content_hash = content_hash(pair)
         pair.conversation = conversation(capture.task_id, pair.messages, capture.meta)
     except Unfit as unfit:
         pair.reason = str(unfit)[:200]
+        redaction.redact(pair, policy.redact)
         return pair
     except orjson.JSONEncodeError:
         return Pair(task_id=pair.task_id, capture_id=pair.capture_id, status=pair.status, reason="its JSON is nested too deeply")
-    pair.status, pair.split = PairStatus.READY, split(pair.conversation, policy.holdout)
+    pair.status = PairStatus.READY
     return pair
+
+
+def content_hash(pair: Pair) -> str:
+    """Of its messages, tools and completion, without the ids of tool calls: equal pairs have the same one."""
+    return _digest([_anonymous(pair.messages), pair.tools, _anonymous([pair.completion])])
+
+
+def contributor(request: dict[str, Any], capture: Capture) -> str:
+    """Who sent it, as a hash: `safety_identifier`, `user` or `metadata.user`, else its virtual key; "" if nobody is named."""
+    for named in (request.get("safety_identifier"), request.get("user"), capture.meta.get("user")):
+        if isinstance(named, str) and named:
+            return _digest(["user", named])
+    return _digest(["key", capture.key_id]) if capture.key_id else ""
 
 
 def conversation(task_id: str, messages: list[Message], meta: dict[str, Any]) -> str:
@@ -68,11 +101,6 @@ def conversation(task_id: str, messages: list[Message], meta: dict[str, Any]) ->
     named = meta.get("conversation")
     first = next((m for m in messages if m.get("role") == "user"), None)
     return _digest([task_id, named if isinstance(named, str) else first])
-
-
-def split(conversation: str, holdout: float) -> Split:
-    """A new conversation's side, by hash. Its later turns go where it is: `extract` sees to that."""
-    return Split.HOLDOUT if int(conversation[:8], 16) / 2**32 < holdout else Split.TRAIN
 
 
 def _request(body: bytes, endpoint: str) -> dict[str, Any]:
@@ -110,6 +138,10 @@ def _request(body: bytes, endpoint: str) -> dict[str, Any]:
 def _completion(capture: Capture) -> Message:
     if capture.served_by != Server.TEACHER or capture.status != CaptureStatus.COMPLETE:
         raise Unfit("it is not a whole answer of the teacher")
+    return _answer(capture)
+
+
+def _answer(capture: Capture) -> Message:
     if capture.http_status != 200:
         raise Unfit(f"the teacher answered {capture.http_status}")
     answer = answers.read(capture.response, stream=capture.stream, endpoint=capture.endpoint)
@@ -122,6 +154,24 @@ def _completion(capture: Capture) -> Message:
     if answer.message.get("refusal"):
         raise Unfit("the teacher refused")
     return _fit(answer.message)
+
+
+def _replaced(capture: Capture, correction: Message) -> Message | None:
+    """The answer that a person corrected, if it was a whole one and is another."""
+    try:
+        answer = _answer(capture)
+    except Unfit:
+        return None
+    return answer if _anonymous([answer]) != _anonymous([correction]) else None
+
+
+def _check_words(pair: Pair, policy: Policy, *, refusals: bool) -> None:
+    answer = pair.completion
+    if not refusals and not answer.get("tool_calls") and refuses(answers.text_of(answer)):
+        raise Unfit("the teacher refused in words")
+    characters = len(sketches.text([*pair.messages, answer], fixed=True))
+    if characters > policy.max_characters:
+        raise Unfit(f"it is longer than {policy.max_characters:,} characters: {characters:,}")
 
 
 def _fit(answer: Message) -> Message:
@@ -166,30 +216,41 @@ def _without(entry: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != name}
 
 
-def _place(session: Session, task_id: str, pairs: list[Pair]) -> None:
-    """Put new pairs, oldest first, on their side: a conversation stays where it began, whatever the policy says by now.
-
-    Left out is what the task has already, and a prompt that is known on the other side.
-    """
-    contents = _sides(session, task_id, Pair.content_hash, {pair.content_hash for pair in pairs})
-    prompts = _sides(session, task_id, Pair.prompt_hash, {pair.prompt_hash for pair in pairs})
-    conversations = _sides(session, task_id, Pair.conversation, {pair.conversation for pair in pairs})
+def _check_languages(pairs: Sequence[Pair], clusters: Clusters) -> None:
+    """Leave out what is answered in another language than the task answers in, these pairs counted."""
+    found: list[tuple[Pair, str | None, str]] = []
     for pair in pairs:
-        side = conversations.get(pair.conversation, pair.split)
-        if pair.content_hash in contents:
-            pair.status, pair.reason, pair.split = PairStatus.EXCLUDED, "exact duplicate of an earlier pair", None
-        elif prompts.get(pair.prompt_hash, side) != side:
-            reason = "another conversation has the same prompt on the other side of the split"
-            pair.status, pair.reason, pair.split = PairStatus.EXCLUDED, reason, None
+        if answered := language.of(answers.text_of(pair.completion)):
+            asked = [message for message in pair.messages if message.get("role") == "user"]
+            found.append((pair, language.of(sketches.text(asked[-1:], fixed=True)) if asked else None, answered))
+    counts = Counter(language.key(asked, answered) for _, asked, answered in found)
+    clusters.languages = dict(Counter(clusters.languages) + counts)
+    for pair, question, answered in found:
+        if why := language.off(clusters.languages, question, answered):
+            pair.status, pair.reason = PairStatus.EXCLUDED, why
+            pair.content_hash = pair.prompt_hash = ""  # a person's correction can still make a pair of it
+
+
+def _place(session: Session, clusters: Clusters, pairs: Sequence[Pair], policy: Policy) -> None:
+    """Put new pairs, oldest first, into their clusters and so on their side, whatever the policy says of later ones by now.
+
+    Left out is what the task has already, and what belongs on both sides.
+    """
+    if not pairs:
+        return
+    contents = clusters.known(session, Pair.content_hash, {pair.content_hash for pair in pairs})
+    prompts = clusters.known(session, Pair.prompt_hash, {pair.prompt_hash for pair in pairs})
+    conversations = clusters.known(session, Pair.conversation, {pair.conversation for pair in pairs})
+    clusters.learn(session, pairs)
+    for pair, sketch in zip(pairs, clusters.sketch([pair.messages for pair in pairs]), strict=True):
+        why = "exact duplicate of an earlier pair"
+        if pair.content_hash not in contents:
+            linked = (conversations.get(pair.conversation), prompts.get(pair.prompt_hash))
+            why = clusters.place(pair, sketch, linked, policy)
+        if why:
+            pair.status, pair.reason = PairStatus.EXCLUDED, why
         else:
-            pair.split = side
-            contents[pair.content_hash] = prompts[pair.prompt_hash] = conversations[pair.conversation] = side
-
-
-def _sides(session: Session, task_id: str, column: Any, values: set[str]) -> dict[str, Split | None]:
-    """On which side the task's pairs with these values are; of the values that no pair has, nothing."""
-    known = select(column, Pair.split).where(Pair.task_id == task_id, Pair.status == PairStatus.READY, column.in_(values))
-    return dict(session.exec(known.distinct()).all())
+            contents[pair.content_hash] = prompts[pair.prompt_hash] = conversations[pair.conversation] = pair.cluster
 
 
 def _unseen(task_id: str) -> SelectOfScalar[Capture]:

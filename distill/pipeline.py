@@ -1,6 +1,7 @@
 """One turn of the wheel, read top to bottom:
 
-    captures -> pairs -> dataset -> run -> adapter -> (serving loads it) -> evaluation -> verdict
+    captures -> pairs -> dataset -> (search for the recipe) -> run -> adapter -> (serving loads it) -> evaluation -> verdict
+                                                                                          -> (learning curve, advice)
 
 Each hop is keyed by its input and gives back what is already there, so a crash anywhere is repaired by turning again.
 """
@@ -13,15 +14,16 @@ from pathlib import Path
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from distill import datasets, evaluate, gate, pairs, recipe, runs
+from distill import advice, card, datasets, estimate, evaluate, gate, pairs, recipe, runs, search
 from distill.agreement import Kind
+from distill.clusters import Clusters
 from distill.gate import Decision
 from distill.settings import DistillSettings
 from serving.vllm import StudentError
 from store import audit, policy
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus, TaskStatus
-from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Task, Verdict
+from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Search, Task, Verdict
 
 log = logging.getLogger("stillroom.distill")
 
@@ -39,13 +41,21 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     gather(db, task_id)
     engine = _engine(db)
 
-    run, dataset = _begin(db, task_id, engine.base_model, settings)
+    assert engine.base_path is not None
+    base = Path(engine.base_path)
+
+    if (verdict := _half_advised(db, task_id, engine)) is not None:
+        advise(db, verdict, base, settings, check)
+        return verdict
+
+    begun, dataset = _begin(db, task_id, engine.base_model, settings)
     check()
 
     log.info("%s: training on %d rows, %d held out", task_id, dataset.train_rows, dataset.holdout_rows)
-    assert engine.base_path is not None
+    run = begun if isinstance(begun, Run) else _search(db, begun, base, settings, check)
+    estimate.before(db, run.id, base, settings, check)
     try:
-        adapter = runs.train(db, run.id, Path(engine.base_path), settings, check)
+        adapter = runs.train(db, run.id, base, settings, check)
     except runs.RunFailed as failure:
         runs.fail(db, run.id, str(failure), settings)
         raise
@@ -70,19 +80,22 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
             return None
 
     verdict = judge(db, evaluation.id)
+    with db.read() as session:
+        card.publish(session, session.get_one(Adapter, verdict.adapter_id), settings)
     log.info("%s: %s. %s", task_id, verdict.outcome, verdict.reason)
+    advise(db, verdict, base, settings, check)
     return verdict
 
 
 def gather(db: Database, task_id: str) -> int:
     """Make pairs of all captures that have none, some hundred a transaction. Returns how many captures were looked at."""
-    looked_at = 0
+    looked_at, known = 0, Clusters(task_id)
     while True:
         with db.begin() as session:
             task = session.get(Task, task_id)
             if task is None or task.status == TaskStatus.IGNORED:
                 return looked_at
-            found = pairs.extract(session, task_id, _policy(task))
+            found = pairs.extract(session, task_id, _policy(task), clusters=known)
         looked_at += found
         if found == 0:
             return looked_at
@@ -120,24 +133,65 @@ def judge(db: Database, evaluation_id: str) -> Verdict:
     return verdict
 
 
-def _begin(db: Database, task_id: str, base_model: str, settings: DistillSettings) -> tuple[Run, Dataset]:
-    """The run that is not at its end, or one of the pairs as they are now. Raises NotTrainable, NotReady, RunFailed."""
+def advise(db: Database, verdict: Verdict, base: Path, settings: DistillSettings, check: Callable[[], None]) -> None:
+    """Say what more data would do, where the policy asks. The verdict stands, whatever comes of it. Raises TrainerKilled."""
+    with db.read() as session:
+        policy = _policy(session.get_one(Task, verdict.task_id))
+        if not advice.is_due(session, verdict, policy):
+            return
+        run_id = session.get_one(Adapter, verdict.adapter_id).run_id
+    try:
+        advice.measure(db, verdict, base, policy, settings, check)
+    except runs.RunFailed as failure:
+        log.warning("%s: no learning curve: %s", verdict.task_id, failure)
+        advice.give_up(db, run_id, str(failure))
+
+
+def _half_advised(db: Database, task_id: str, engine: Engine) -> Verdict | None:
+    """The verdict whose learning curve was begun and is not at its end; one of another base model's is given up."""
+    with db.read() as session:
+        curve = advice.unfinished(session, task_id)
+        if curve is None:
+            return None
+        run = session.get_one(Run, curve.run_id)
+        judged = select(Verdict).join(Adapter, col(Adapter.id) == col(Verdict.adapter_id)).where(Adapter.run_id == run.id)
+        verdict = session.exec(judged).first()
+    if verdict is None or run.base_model != engine.base_model:
+        advice.give_up(db, run.id, f"vLLM has {engine.base_model} now")
+        return None
+    return verdict
+
+
+def _begin(db: Database, task_id: str, base_model: str, settings: DistillSettings) -> tuple[Run | Search, Dataset]:
+    """The run or search that is not at its end, or one of the pairs as they are now. Raises NotTrainable, NotReady, RunFailed."""
     with db.read() as session:
         task = session.get_one(Task, task_id)
-        run = runs.unfinished(session, task_id)
+        run, searching = runs.unfinished(session, task_id), search.unfinished(session, task_id)
     if run is not None and run.status != RunStatus.SUCCEEDED and run.base_model != base_model:
         runs.fail(db, run.id, f"it was begun for the base model {run.base_model}, and vLLM has {base_model} now", settings)
         run = None
-    if run is not None:
+    if searching is not None and searching.base_model != base_model:
+        search.fail(db, searching.id, f"it was begun for the base model {searching.base_model}, and vLLM has {base_model} now")
+        searching = None
+    if begun := run or searching:
         with db.read() as session:
-            return run, session.get_one(Dataset, run.dataset_id)
+            return begun, session.get_one(Dataset, begun.dataset_id)
     try:
         choices = recipe.load(settings.recipe)
     except recipe.BadRecipe as bad:
         raise NotReady(str(bad)) from bad
-    dataset = datasets.freeze(db, task_id, _policy(task), settings)
+    policy, again = _policy(task), task.train_asked_at is not None
+    dataset = datasets.freeze(db, task_id, policy, settings)
     with db.begin() as session:
-        return runs.open_run(session, dataset, base_model, choices, again=task.train_asked_at is not None), dataset
+        if search.is_due(policy, dataset):
+            return search.open_search(session, dataset, base_model, choices, policy, settings, again=again), dataset
+        return runs.open_run(session, dataset, base_model, choices, again=again), dataset
+
+
+def _search(db: Database, begun: Search, base: Path, settings: DistillSettings, check: Callable[[], None]) -> Run:
+    with db.read() as session:
+        policy = _policy(session.get_one(Task, begun.task_id))
+    return search.run(db, begun.id, base, policy, settings, check)
 
 
 def _policy(task: Task) -> policy.Policy:

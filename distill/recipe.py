@@ -21,7 +21,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["lora", "qlora", "full"] = Field(
-        description="What learns: LoRA matrices; the same on a base model in 4 bits; all weights of the linear layers."
+        description="What learns: LoRA matrices; the same on a base model in 4 bits; all weights of the linear layers, "
+        "which want a learning_rate some 50 times smaller."
     )
     objective: Literal["sft", "dpo"] = Field(description="dpo: also prefer an answer to the one that a person replaced by it.")
     beta: float = Field(gt=0, description="DPO: how far the student may move away from where it began to prefer one answer.")
@@ -42,6 +43,7 @@ class Recipe(BaseModel):
     batch_rows: int = Field(ge=1, description="Rows a step.")
     token_budget: int = Field(ge=1, description="Tokens computed together; a larger step is computed in parts. Memory.")
     max_length: int = Field(ge=2, description="Longer rows, in tokens, are left out and counted.")
+    keep_model: bool = Field(description="full: leave the whole model too, in `model/` beside the adapter.")
     share_prefix: bool = Field(description="Compute only once what a step's rows begin with alike.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(description="Of the base model; auto: bfloat16 where it is fast.")
     checkpoint_seconds: float = Field(gt=0, description="How much work a killed training may lose.")

@@ -9,7 +9,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlmodel import col, select, update
 
-from distill import datasets, due, pipeline, runs
+from distill import datasets, discovery, due, pipeline, runs, search
 from distill.settings import DistillSettings
 from store import leases
 from store.columns import now
@@ -30,6 +30,7 @@ def run(db: Database, settings: DistillSettings, stop: threading.Event) -> None:
     )
 
     def look() -> None:
+        discover(db, settings)
         with db.read() as session:
             tasks = session.exec(select(Task.id).where(Task.status != TaskStatus.IGNORED)).all()
         for task_id in tasks:
@@ -48,6 +49,18 @@ def run(db: Database, settings: DistillSettings, stop: threading.Event) -> None:
     scheduler.start()
     stop.wait()
     scheduler.shutdown(wait=True)
+
+
+def discover(db: Database, settings: DistillSettings) -> None:
+    """Find tasks in what is new, if nobody else does. What goes wrong is logged: pairs and trainings must not wait for it."""
+    try:
+        with leases.hold(db, "discovery", _holder(), settings.lease_seconds) as check:
+            if check is not None:
+                discovery.turn(db, check)
+    except leases.LeaseLost as reason:
+        log.info("discovery: %s", reason)
+    except Exception:
+        log.exception("tasks cannot be found")
 
 
 def gather(db: Database, task_id: str, settings: DistillSettings) -> None:
@@ -84,8 +97,8 @@ def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: thr
 
         log.info("turning %s: %s", task_id, turn.why)
         with db.read() as session:
-            run = runs.unfinished(session, task_id)
-        began = run.created_at if run is not None else now()  # what it learns from was chosen then
+            begun = runs.unfinished(session, task_id) or search.unfinished(session, task_id)
+        began = begun.created_at if begun is not None else now()  # what it learns from was chosen then
         try:
             pipeline.turn(db, task_id, settings, check)
         except (pipeline.NotReady, runs.TrainerKilled, leases.LeaseLost, Stopped) as reason:

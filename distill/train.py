@@ -4,7 +4,8 @@
 
 A line is {"messages": [...], "tools": [...] or null, "completion": {assistant message}}, or OpenAI's fine-tuning form, in which the
 last of "messages" is the assistant's; "rejected" (an assistant message that is worse) and "weight" (1 if left out) may be added.
-Killed at any moment, it goes on from its last checkpoint when it is run again.
+Killed at any moment, it goes on from its last checkpoint when it is run again. torchrun, accelerate or `distill.launch` start it as
+several processes, which train one student together.
 """
 
 import argparse
@@ -12,22 +13,28 @@ import hashlib
 import json
 import math
 import os
+import random
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill import recipe as recipes
+from distill import rows as data
 from distill.recipe import Recipe
+from distill.rows import BadData, Item, TrainRow
+from distill.world import ALONE, PeerLost, World, join
 from store import prompts
 from store.prompts import Transform
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from distill.render import Example
 
 # Read by torch's OpenMP when torch is loaded. Where other processes want the processors too, threads that spin long while they wait
@@ -35,13 +42,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-Message = dict[str, Any]
 Outcome = TypeVar("Outcome")
+LOST = 3  #: the exit code of a process that another one of the same training has left alone
 LEAST_BUDGET = 64  #: tokens; memory that does not suffice for so many is too little
-
-
-class BadData(ValueError):
-    """Nothing can be learned from the data; the message says why, with the line's number where one line is at fault."""
 
 
 class TrainingDiverged(Exception):
@@ -54,26 +57,6 @@ class OutOfMemory(Exception):
 
 class TrainingStopped(Exception):
     """Stopped as asked; a checkpoint is written, and the same call goes on from it."""
-
-
-@dataclass(frozen=True)
-class TrainRow:
-    """A prompt and the answer to learn."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None
-    completion: Message
-    rejected: Message | None = None  #: an answer that is worse
-    weight: float = 1.0  #: of the row among others; 2 counts as if it were there twice
-
-
-@dataclass(frozen=True)
-class Item:
-    """A row as tokens."""
-
-    chosen: "Example"
-    rejected: "Example | None"
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +92,8 @@ class TrainResult:
     best_epoch: int  #: the adapter is what it was after this one
     peak_memory: int  #: bytes resident at once, of the process
     resumed_from: int | None  #: step
+    served_loss: float | None = None  #: the validation loss of the adapter on the base model as it is, where it learned otherwise
+    kept: float | None = None  #: full: the share of the weights' change, by its squared norm, that the adapter holds
 
 
 def train(
@@ -121,29 +106,31 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     validation: Sequence[TrainRow] = (),
     transform: Transform | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train an adapter for the model folder `base` into `out/adapter`; a finished one is returned at once.
 
     The same rows, recipe and base on the same machine give the same bytes. With `transform` the student is shown what it leaves
     of the prompts, as it will be when it serves. Raises BadData, TrainingDiverged, OutOfMemory, TrainingStopped.
+
+    The processes of a `world` call this alike, with one folder `out`; the first alone writes and reports. If one raises, so do all,
+    the others PeerLost.
     """
     began = time.perf_counter()
     fingerprint = _fingerprint(base, [*rows, *validation], recipe, transform)
-    if (out / "adapter").is_dir():
+    if world.any((out / "adapter").is_dir()):
         return _finished(out / "adapter", fingerprint)
     out.mkdir(parents=True, exist_ok=True)
 
     import torch
-    from transformers import AutoTokenizer
 
-    from distill import checkpoint, preference, step, student
+    from distill import checkpoint, preference, step, student, tree
 
     # 1. Rows become tokens; what cannot be learned from is left out and counted.
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    items = list(_items(tokenizer, rows, recipe, transform))
+    items = list(data.tokenize(base, rows, transform, longest=recipe.max_length, preferring=recipe.objective == "dpo"))
     if not items:
         raise BadData(f"no row of {len(rows)} can be learned from: all are longer than {recipe.max_length} tokens, or not text")
-    held = [item.chosen for item in _items(tokenizer, validation, recipe, transform)]
+    held = [item.chosen for item in data.tokenize(base, validation, transform, longest=recipe.max_length)]
 
     # 2. The base model, with what learns in it, and what moves that.
     torch.manual_seed(recipe.seed)
@@ -155,16 +142,22 @@ def train(
 
     # 3. Where a killed run got to.
     try:
-        known = checkpoint.last(out, fingerprint)
+        known = checkpoint.last(out, fingerprint) if world.first else None  # deletes what cannot be read
+        reached = world.total(known.step if known else 0)
+        known = known if world.first else checkpoint.last(out, fingerprint)
     except checkpoint.Foreign as foreign:
         raise BadData(str(foreign)) from foreign
     state = known or checkpoint.State(fingerprint, recipe.token_budget)
+    if world.any(state.step != reached):
+        raise BadData(f"the processes see different checkpoints: is {out} the same folder to all of them?")
     if known is not None:
         pupil.take(state.weights)
         optimizer.load_state_dict(state.optimizer)
         torch.set_rng_state(state.rng)
     resumed_from, seconds_before, looping_before = state.step if known else None, state.seconds, state.looping
-    checkpoint.begin(out, state)
+    if world.first:
+        checkpoint.begin(out, state)
+    state.budget = world.total(state.budget if world.first else 0)
 
     def within_memory(compute: "Callable[[int], Outcome]") -> "Outcome":
         """What `compute` gives within the token budget, which is halved for good where the memory does not suffice."""
@@ -184,30 +177,52 @@ def train(
         state.seconds, state.looping = seconds_before + time.perf_counter() - began, looping_before + time.perf_counter() - looped
         checkpoint.write(out, state)
 
+    def margins(pairs: "Sequence[tuple[Example, Example]]") -> list[float]:
+        def of(mine: list[int]) -> list[float]:
+            return within_memory(lambda budget: preference.margins(model, [pairs[i] for i in mine], token_budget=budget))
+
+        return world.each([chosen for chosen, _ in pairs], of)
+
+    def validation_loss(model: "PreTrainedModel", world: World = world) -> float:
+        def of(mine: list[int]) -> list[float]:
+            judged = within_memory(lambda budget: step.judge(model, [held[i] for i in mine], token_budget=budget))
+            return [each.likelihood for each in judged]
+
+        return -sum(world.each(held, of)) / sum(len(each.completion) for each in held)
+
+    def write_adapter(folder: Path) -> None:
+        (student.as_served(pupil, base, recipe)[0] if recipe.method == "full" else pupil).save(folder, base)
+
     # 4. For DPO: how much likelier than the other each better answer was before anything was learned.
-    compared = [(item.chosen, item.rejected) for item in items if item.rejected is not None and recipe.objective == "dpo"]
+    compared = [(item.chosen, item.rejected) for item in items if item.rejected is not None]
     if compared and not state.reference:
-        state.reference = within_memory(lambda budget: preference.margins(model, compared, token_budget=budget))
+        state.reference = margins(compared)
     start = dict(zip((id(chosen) for chosen, _ in compared), state.reference, strict=True))
 
-    # 5. The steps. The order of rows follows from seed and epoch alone, so a step's number is a position in it.
+    # 5. The steps. The order of rows follows from seed and epoch alone, so a step's number is a position in it. A session's turns
+    # stay together: what they share is computed once only within a step.
+    sessions = tree.sessions([item.chosen for item in items])
     looped = saved = time.perf_counter()
     while state.step < total_steps and not state.ended:
         epoch, position = divmod(state.step, steps_an_epoch)
-        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(recipe.seed + epoch)).tolist()
+        order = _order(sessions, recipe.seed + epoch)
         batch = [items[i] for i in order[position * recipe.batch_rows :][: recipe.batch_rows]]
         examples, weights, preferring = [item.chosen for item in batch], _weights(batch), 0.0
-        if pairs := [(item.chosen, item.rejected) for item in batch if item.rejected is not None and id(item.chosen) in start]:
-            margins = within_memory(lambda budget: preference.margins(model, pairs, token_budget=budget))
-            pulls, preferring = preference.pulls(margins, [start[id(chosen)] for chosen, _ in pairs], recipe.beta)
+        if pairs := [(item.chosen, item.rejected) for item in batch if item.rejected is not None]:
+            pulls, preferring = preference.pulls(margins(pairs), [start[id(chosen)] for chosen, _ in pairs], recipe.beta)
             examples += [example for pair in pairs for example in pair]
             weights += [sign * pull for pull in pulls for sign in (1, -1)]
 
-        def learn(budget: int) -> list[float]:
-            optimizer.zero_grad()
-            return step.backward(model, examples, weights, token_budget=budget)  # noqa: B023 - called now
+        def learn(mine: list[int], rows: "Sequence[Example]" = examples, weights: Sequence[float] = weights) -> list[float]:
+            def gradients(budget: int) -> list[float]:
+                optimizer.zero_grad()
+                return step.backward(model, [rows[i] for i in mine], [weights[i] for i in mine], token_budget=budget)
 
-        likelihoods = within_memory(learn)
+            return within_memory(gradients)
+
+        optimizer.zero_grad()
+        likelihoods = world.each(examples, learn)
+        world.sum_gradients(parameters)
         loss = preferring - sum(weights[i] * likelihoods[i] for i in range(len(batch)))
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -223,20 +238,20 @@ def train(
         state.losses.append(loss)
         state.rows += len(batch)
         state.tokens += sum(len(example) - 1 for example in examples)
-        state.computed += step.computed_tokens(model, examples)
+        state.computed += world.total(step.computed_tokens(model, [examples[i] for i in world.part(examples)]))
         epoch_done = state.step % steps_an_epoch == 0
         if epoch_done:
             _check_falling(state.losses, steps_an_epoch, recipe)
             if held:
-                judged = within_memory(lambda budget: step.judge(model, held, token_budget=budget))
-                state.validation.append(-sum(each.likelihood for each in judged) / sum(len(e.completion) for e in held))
-            if recipe.keep_epochs:
-                checkpoint.publish(out / f"epoch-{epoch + 1}", lambda folder: pupil.save(folder, base), {"epoch": epoch + 1})
+                state.validation.append(validation_loss(model))
+            if recipe.keep_epochs and world.first:
+                checkpoint.publish(out / f"epoch-{epoch + 1}", write_adapter, {"epoch": epoch + 1})
             if held and recipe.patience:
                 best = state.validation.index(min(state.validation))
                 state.best = pupil.weights() if best == epoch else state.best
                 state.ended = epoch - best >= recipe.patience
-        on_progress(
+        reporting = on_progress if world.first else _silently
+        reporting(
             Progress(
                 step=state.step,
                 total_steps=total_steps,
@@ -250,17 +265,26 @@ def train(
                 validation_loss=state.validation[-1] if epoch_done and held else None,
             )
         )
-        stopping = should_stop()
+        stopping = world.any(should_stop())
         if stopping or epoch_done or time.perf_counter() - saved > recipe.checkpoint_seconds:
-            save()
+            if world.first:
+                save()
             saved = time.perf_counter()
         if stopping:
-            checkpoint.end(out, keep=True)
+            if world.first:
+                checkpoint.end(out, keep=True)
             raise TrainingStopped(f"stopped as asked after step {state.step} of {total_steps}; run it again to go on from there")
 
     # 6. The adapter, whole or not at all: as it was after its best epoch.
     if state.best:
         pupil.take(state.best)
+    optimizer.zero_grad()
+    optimizer.state.clear()  # the memory is needed for another model
+    served, kept, served_loss = pupil, None, None
+    if world.first and (recipe.method == "full" or (recipe.method == "qlora" and held)):
+        with suppress(*([] if recipe.method == "full" else [OutOfMemory, MemoryError, torch.OutOfMemoryError])):
+            served, kept = student.as_served(pupil, base, recipe)
+            served_loss = validation_loss(served.model, ALONE) if held else None
     looping = max(looping_before + time.perf_counter() - looped, 1e-9)
     result = TrainResult(
         adapter=out / "adapter",
@@ -276,68 +300,33 @@ def train(
         best_epoch=1 + state.validation.index(min(state.validation)) if state.best else state.step // steps_an_epoch,
         peak_memory=_peak_memory(),
         resumed_from=resumed_from,
+        served_loss=served_loss,
+        kept=kept,
     )
     summary = {"result": asdict(result) | {"adapter": "."}, "fingerprint": fingerprint}
-    checkpoint.publish(result.adapter, lambda folder: pupil.save(folder, base), summary)
-    checkpoint.end(out, keep=False)
+    if world.first:
+        if recipe.method == "full" and recipe.keep_model:
+            checkpoint.publish(out / "model", lambda folder: student.save_whole(pupil, folder, base), summary)
+        checkpoint.publish(result.adapter, lambda folder: served.save(folder, base), summary)
+        checkpoint.end(out, keep=False)
+    world.any(False)  # the others stay until the adapter is there
     return result
 
 
-def read_rows(path: Path) -> list[TrainRow]:
-    """The rows of a JSONL file. Raises BadData with the number of the first line that is none."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            messages, tools, completion = row["messages"], row.get("tools"), row.get("completion")
-            if completion is None:
-                *messages, completion = messages
-            rejected, weight = row.get("rejected"), row.get("weight", 1.0)
-            if rejected is not None and rejected["role"] != "assistant":
-                raise ValueError("the rejected answer must be an assistant's message")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ValueError("the weight must be a number above 0")
-            if completion["role"] != "assistant" or not all(isinstance(m, dict) and m["role"] for m in messages):
-                raise ValueError("the answer must be an assistant's message, and every message needs a role")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadData(f"{path}, line {number}: {type(error).__name__}: {error}") from error
-        rows.append(TrainRow(messages, tools or None, completion, rejected, float(weight)))
-    if not rows:
-        raise BadData(f"{path} has no rows")
-    return rows
+def _silently(_progress: Progress) -> None:
+    """What a process that is not the first reports."""
 
 
-def _items(tokenizer: Any, rows: Sequence[TrainRow], recipe: Recipe, transform: Transform | None) -> Iterator[Item]:
-    """The rows as tokens, in their order; a row that cannot be learned from is left out, a rejected answer that cannot be too."""
-    from distill import render
-
-    unusable = render.Unrenderable, prompts.UnseenTemplate, KeyError, TypeError, AttributeError  # the last three: odd shapes
-    for row in rows:
-        try:
-            messages = prompts.apply(transform, row.messages)
-            chosen = render.example(tokenizer, messages, row.tools, row.completion)
-        except unusable:
-            continue
-        rejected = None
-        if row.rejected is not None and recipe.objective == "dpo":
-            with suppress(*unusable):
-                rejected = render.example(tokenizer, messages, row.tools, row.rejected)
-        if rejected is not None and (len(rejected) > recipe.max_length or rejected == chosen):
-            rejected = None
-        if len(chosen) <= recipe.max_length:
-            yield Item(chosen, rejected, row.weight)
+def _order(sessions: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """All rows' numbers in an order that the seed draws, each session's next to each other."""
+    drawn = random.Random(seed)
+    return [i for session in drawn.sample(sessions, len(sessions)) for i in drawn.sample(session, len(session))]
 
 
 def _weights(batch: Sequence[Item]) -> list[float]:
     """Of each row's negative log-likelihood, so that the loss is the mean over the answers' tokens, each as heavy as its row."""
-    total = sum(item.weight * len(item.chosen.completion) for item in batch)
-    return [item.weight / total for item in batch]
+    total = sum(item.row.weight * len(item.chosen.completion) for item in batch)
+    return [item.row.weight / total for item in batch]
 
 
 def _check_falling(losses: Sequence[float], steps_an_epoch: int, recipe: Recipe) -> None:
@@ -407,12 +396,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
     try:
-        rows, recipe = read_rows(options.data), recipes.load(options.recipe)
-        validation = read_rows(options.validation) if options.validation else []
+        rows, recipe = data.read(options.data), recipes.load(options.recipe)
+        validation = data.read(options.validation) if options.validation else []
         transform = prompts.read(json.loads(options.transform.read_text())) if options.transform else None
         if not (options.base / "config.json").is_file():
             raise BadData(f"{options.base} is no model folder: it has no config.json")
-        with _json_lines() if options.json else _bar() as on_progress:
+        with join() as world, _json_lines() if options.json else _bar() if world.first else nullcontext(_silently) as on_progress:
             result = train(
                 base=options.base,
                 rows=rows,
@@ -422,14 +411,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 should_stop=lambda: bool(stopped),
                 validation=validation,
                 transform=transform,
+                world=world,
             )
     except TrainingStopped as error:
         _say(options.json, "error", str(error))
         return 143
+    except PeerLost as error:
+        _say(options.json, "error", str(error))
+        return LOST
     except (BadData, recipes.BadRecipe, prompts.BadTransform, TrainingDiverged, OutOfMemory, OSError) as error:
         _say(options.json, "error", str(error))
         return 1
-    _say(options.json, "result", asdict(result) | {"adapter": str(result.adapter)})
+    if world.first:
+        _say(options.json, "result", asdict(result) | {"adapter": str(result.adapter)})
     return 0
 
 

@@ -70,6 +70,22 @@ def grow(rows: Sequence[Example]) -> list[Node]:
     return roots
 
 
+def sessions(rows: Sequence[Example]) -> list[list[int]]:
+    """The rows' numbers, those together that are turns of one session: a turn begins with the whole prompt of an earlier one.
+
+    Sessions come in the order of their first rows, and so do the rows of each.
+    """
+    whole = [row.prompt + row.completion for row in rows]
+    found: list[list[int]] = []
+    top: list[int] = []  # the prompt that all of the last session's rows begin with
+    for i in sorted(range(len(rows)), key=lambda i: whole[i]):
+        if not (found and top and _begins(whole[i], top)):
+            found.append([])
+            top = rows[i].prompt
+        found[-1].append(i)
+    return sorted((sorted(numbers) for numbers in found), key=min)
+
+
 def flatten(nodes: Sequence[Node], *, below: bool = True) -> Flat:
     """Nodes in the order of a walk in depth; without what is below them if so wished."""
     flat = Flat([], [], [], [])

@@ -24,6 +24,7 @@ from proxy.teacher import Teacher
 from proxy.teachers import HEADER, Teachers
 from proxy.upstream import Answer
 from store import chat
+from store.routes import Table
 from store.states import CaptureStatus, Server
 from store.tasks import Identity
 
@@ -127,7 +128,7 @@ class Completions:
     def _read(self, client: Client, body: bytes) -> _Asked:
         endpoint = ENDPOINTS[client.raw_path]
         request = requests.parse(body)
-        task = requests.identify(request, client.header(b"x-stillroom-task"), endpoint)
+        task = requests.identify(request, client.header(b"x-stillroom-task"), endpoint, self._routes.directory)
         self._gate.permit(client.key, task.id, task.name)
         wish = requests.wish(client.header(b"x-stillroom-route"))
         model = request.get("model")
@@ -190,7 +191,7 @@ class Completions:
         capture.fallback = choice.why
         if choice.student:
             try:
-                return await self._ask_student(capture, table.engines, choice.student, asked)
+                return await self._ask_student(capture, table, choice.student, asked)
             except NoAnswer as why:
                 capture.fallback = str(why)
         try:
@@ -198,7 +199,7 @@ class Completions:
         except UpstreamError as error:
             if choice.spare:
                 try:
-                    return await self._ask_student(capture, table.engines, choice.spare, asked)
+                    return await self._ask_student(capture, table, choice.spare, asked)
                 except NoAnswer as why:
                     capture.fallback = str(why)
             raise teacher.refusal(error) from error
@@ -206,8 +207,9 @@ class Completions:
         capture.secrets = teacher.judged(client, answer.status, own_key=own_key)
         return answer
 
-    async def _ask_student(self, capture: Capture, engines: tuple[str, ...], adapter_id: str, asked: _Asked) -> Answer:
-        answer = await self._students.ask(engines, adapter_id, asked.request, self._routes.table.context, asked.endpoint)
+    async def _ask_student(self, capture: Capture, table: Table, adapter_id: str, asked: _Asked) -> Answer:
+        transform = table.targets[asked.task.id].transform
+        answer = await self._students.ask(table.engines, adapter_id, asked.request, table.context, asked.endpoint, transform)
         capture.served_by, capture.adapter_id = Server.STUDENT, adapter_id
         return answer
 

@@ -71,6 +71,10 @@ class Drainer(threading.Thread):
             pause = self._pause if self.turn() else RETRY
         while self.turn() and any(journal.folder.take_over() for journal in self._journals.values()):
             pass  # one turn takes at most so many batches
+        self.release()
+
+    def release(self) -> None:
+        """Let another drainer have the spool."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -7,7 +7,7 @@ from proxy.journal import Logged
 from proxy.metrics import Counters
 from proxy.prices import Prices
 from proxy.traces import Tracer
-from store import captures, keys, tasks
+from store import captures, keys, tasks, templates
 from store.packing import Packer
 from store.session import Database
 from store.states import Server
@@ -24,6 +24,7 @@ class Writer:
         """`counters` and `tracer` are told what has been stored."""
         self._db = db
         self._packer = Packer()
+        self._directory = templates.NOTHING
         self._prices = prices or Prices(())
         self._counters = counters or Counters()
         self._tracer = tracer
@@ -32,7 +33,9 @@ class Writer:
         """Write the captures that are not there yet, the tasks they are the first of, and what their keys have spent, in one
         transaction.
         """
-        built = [rows.build(logged, self._prices) for logged in batch]
+        with self._db.read() as session:
+            self._directory = templates.read(session, self._directory)
+        built = [rows.build(logged, self._prices, self._directory) for logged in batch]
         with self._db.begin() as session:
             for identity in {identity.id: identity for identity, _ in built}.values():
                 tasks.ensure(session, identity)

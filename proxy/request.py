@@ -10,6 +10,7 @@ from proxy.errors import Refusal
 from store import tasks
 from store.chat import CHAT
 from store.tasks import BadTaskName, Identity
+from store.templates import NOTHING, Directory
 
 # Reading a body takes the event loop from all others: a text of 100 MB as long as 100,000 small values, and they take the memory.
 _LARGE = 1_000_000  # bytes: no smaller body is looked at before it is read
@@ -52,17 +53,17 @@ def model(body: bytes) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def identify(request: dict[str, Any], name: str | None, endpoint: str = CHAT) -> Identity:
+def identify(request: dict[str, Any], name: str | None, endpoint: str = CHAT, directory: Directory = NOTHING) -> Identity:
     """The request's task; `name` is what x-stillroom-task says. Raises Refusal for a name that is none.
 
     `metadata.task` counts only where it can be a task's name: it may be there for the client's own reasons.
     """
     try:
-        return tasks.identify(request, name, endpoint)
+        return tasks.identify(request, name, endpoint, directory)
     except BadTaskName as error:
         if name:
             raise Refusal(400, "bad_task_name", f"Header x-stillroom-task: {error}", "x-stillroom-task") from error
-        return tasks.identify({**request, "metadata": None}, None, endpoint)
+        return tasks.identify({**request, "metadata": None}, None, endpoint, directory)
 
 
 def wish(value: str | None) -> Wish:

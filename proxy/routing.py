@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.request import Wish
-from store import prompts, routes
+from store import prompts, routes, templates
 from store.chat import CHAT
 from store.routes import Table
 from store.session import Database
@@ -61,7 +61,8 @@ class Routes(threading.Thread):
 
     def __init__(self, db: Database, seconds: float) -> None:
         super().__init__(name="routes", daemon=True)
-        self.table = NOBODY  #: replaced whole, so that the event loop may read it at any time
+        self.table = NOBODY  #: this and the next are replaced whole, so that the event loop may read them at any time
+        self.directory = templates.NOTHING  #: which requests are of one task
         self._db = db
         self._seconds = seconds
         self._halt = threading.Event()
@@ -83,6 +84,7 @@ class Routes(threading.Thread):
         try:
             with self._db.read() as session:
                 self.table = routes.read(session)
+                self.directory = templates.read(session, self.directory)
             self._read, self._failed = time.monotonic(), False
         except Exception as error:  # noqa: BLE001 - whatever it was: the last table is still good, and the thread must live
             if not self._failed:

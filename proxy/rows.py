@@ -12,14 +12,15 @@ from store.answers import Answer
 from store.states import CaptureStatus, Server
 from store.tables import Capture
 from store.tasks import Identity
+from store.templates import NOTHING, Directory
 
 
-def build(logged: Logged, prices: Prices | None = None) -> tuple[Identity, Capture]:
+def build(logged: Logged, prices: Prices | None = None, directory: Directory = NOTHING) -> tuple[Identity, Capture]:
     """The capture of an exchange, and its task. What it cost is by the teacher's `prices`; a student's answer costs nothing."""
     begin, end = logged.begin.meta, logged.end.meta if logged.end else {}
     endpoint = begin["endpoint"]
     request = requests.parse(logged.begin.body)
-    identity = requests.identify(request, begin["task"], endpoint)
+    identity = requests.identify(request, begin["task"], endpoint, directory)
     response, unread = decode(logged.end.body if logged.end else b"", end.get("encoding"))
     stream = bool(end.get("stream", request.get("stream")))
     answer = answers.read(response, stream=stream, endpoint=endpoint) if response and not unread else Answer()

@@ -18,6 +18,7 @@ from proxy.headers import Headers
 from proxy.upstream import Answer, Upstream
 from store import answers, prompts
 from store.chat import CHAT
+from store.prompts import Transform, UnseenTemplate
 
 __all__ = ["Died", "NoAnswer", "Students"]
 
@@ -40,12 +41,18 @@ class Students:
         self._upstream = Upstream(connect_timeout=timeout, read_timeout=timeout)
 
     async def ask(
-        self, engines: Sequence[str], adapter_id: str, request: dict[str, Any], context: int | None, endpoint: str = CHAT
+        self,
+        engines: Sequence[str],
+        adapter_id: str,
+        request: dict[str, Any],
+        context: int | None,
+        endpoint: str = CHAT,
+        transform: Transform | None = None,
     ) -> Answer:
         """An answer whose whole body, or whose first text if it streams, is here. Raises NoAnswer.
 
         `request` is the client's body as it came to `endpoint`, and the answer is in that endpoint's shape. `context` is the
-        engine's, in tokens.
+        engine's, in tokens; `transform` the adapter's.
         """
         dialect = dialects.of(endpoint, request)
         engine = self._admitted(engines)
@@ -53,13 +60,16 @@ class Students:
         answer = None
         try:
             async with asyncio.timeout(self._timeout):
-                body = orjson.dumps(prompts.for_student(request, adapter_id, context, endpoint))
+                body = orjson.dumps(prompts.for_student(request, adapter_id, context, endpoint, transform))
                 answer = await self._open(engine, dialect.spoken.encode(), body)
                 fit: Answer = await (_stream(answer, dialect, breaker) if request.get("stream") else _whole(answer, dialect))
         except (UpstreamError, TimeoutError, NoAnswer) as error:
             breaker.succeed() if isinstance(error, Unfit) else breaker.fail()
             why = f"no answer within {self._timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             raise NoAnswer(f"student: {why}") from error
+        except UnseenTemplate as error:
+            breaker.release()
+            raise NoAnswer(f"student: {error}") from error
         except Exception as error:
             log.exception("the student could not be asked")
             breaker.release()

@@ -6,6 +6,7 @@ vLLM loads any path it is told, unpickles `.bin` files, and accepts matrices of 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+from store import prompts
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 HARMLESS = {".json", ".md", ".txt", ".jinja"}
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 #: Config switches that change what the matrices mean and that vLLM does not know.
@@ -40,16 +43,30 @@ class Tensor:
     end: int
 
 
-def check(folder: Path, *, artifacts: Path, sha256: str, base_path: Path, max_rank: int) -> None:
+def check(
+    folder: Path,
+    *,
+    artifacts: Path,
+    sha256: str,
+    base_path: Path,
+    max_rank: int,
+    files: Mapping[str, str] | None = None,
+    transform: Any = None,
+) -> None:
     """Look through a PEFT folder. Raises AdapterRefused; OSError if it cannot be read now, which says nothing of the adapter.
 
     It must lie in `artifacts`, hold nothing that could be code, have the hash it was registered with, be a plain LoRA of this base
     model with a rank vLLM was started for, and have finite matrices that fit the base model's, for every layer its config names.
+    Where the hashes of all its `files` are known, it must have these and no others; its `transform`, of which the proxy knows from
+    the adapter's row, must be the one it was trained with.
     """
     try:
         _check_folder(folder, artifacts)
         config = json.loads((folder / CONFIG).read_bytes())
         _check_hash(folder / WEIGHTS, sha256)
+        if files:
+            _check_files(folder, files)
+        _check_transform(folder / prompts.TRANSFORM, transform)
         rank = _check_config(config, base_path, max_rank)
         modules = linear_modules(base_path)
         _check_tensors(folder / WEIGHTS, modules, rank)
@@ -89,6 +106,27 @@ def _check_hash(file: Path, sha256: str) -> None:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != sha256:
         raise AdapterRefused(f"{file.name} has the hash {found[:12]}..., not the {sha256[:12]}... it was registered with")
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """All but the weights, which have been looked at, and the card, which is only for people."""
+    there = {entry.name for entry in folder.iterdir()} - {CARD}
+    for name in sorted({*there, *files}):
+        if name not in files or name not in there:
+            how = "was not there" if name in there else "is missing, and was there"
+            raise AdapterRefused(f"{name} {how} when it was registered")
+        if name != WEIGHTS:
+            _check_hash(folder / name, files[name])
+
+
+def _check_transform(file: Path, transform: Any) -> None:
+    kept = json.loads(file.read_bytes()) if file.is_file() else None
+    try:
+        wanted = None if transform is None else prompts.read(transform)
+        if wanted != (None if kept is None else prompts.read(kept)):
+            raise AdapterRefused(f"{file.name} is not the transform that it was registered with")
+    except prompts.BadTransform as error:
+        raise AdapterRefused(f"what it must be shown is not known here: {error}") from error
 
 
 def _check_config(config: Any, base_path: Path, max_rank: int) -> int:

@@ -5,9 +5,11 @@ vLLM forgets what was loaded when it restarts, so this is done over and over. An
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -39,6 +41,8 @@ class Wanted:
     sha256: str
     base_model: str
     need: Need
+    files: Mapping[str, str] = field(default_factory=dict)
+    transform: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def read(session: Session, settings: ServingSettings) -> Plan:
             need = Need.NEW
         else:
             continue
-        wanted.append(Wanted(adapter.id, settings.home_path / adapter.path, adapter.sha256, adapter.base_model, need))
+        folder = settings.home_path / adapter.path
+        wanted.append(Wanted(adapter.id, folder, adapter.sha256, adapter.base_model, need, adapter.files, adapter.transform))
     return Plan(tuple(wanted), frozenset(adapter.id for adapter in adapters))
 
 
@@ -130,6 +135,8 @@ class Reconciler:
             sha256=adapter.sha256,
             base_path=base_path,
             max_rank=self.settings.max_lora_rank,
+            files=adapter.files,
+            transform=adapter.transform,
         )
         began = time.monotonic()
         try:

@@ -164,15 +164,17 @@ def _judge(
     live = session.get(Adapter, route.adapter_id) if route is not None and route.adapter_id else None
     if live is not None and live.version > adapter.version:
         return Step(Verb.RETIRE, adapter.id, f"{live.id} is live and newer")
-    obstacle = _obstacle(task)
+    obstacle = _obstacle(task, adapter)
     if obstacle is not None:
         why = f"Passed the gate; waits for a person to promote it, because {obstacle}."
         return Step(Verb.WAIT, adapter.id, why) if rollout.detail != why else None
     return Step(Verb.PROMOTE, adapter.id, verdict.reason) if is_loaded else None
 
 
-def _obstacle(task: Task) -> str | None:
+def _obstacle(task: Task, adapter: Adapter) -> str | None:
     """Why an adapter of this task that passed is not promoted without a person; None if it is."""
+    if adapter.stale_since is not None:
+        return "something that it learned from is erased since"
     if task.status != TaskStatus.ACTIVE:
         return f"the task is {task.status}"
     try:

@@ -1,5 +1,6 @@
 """A capture: its own row, its kind, which it shares with others, and the dictionary its bodies are packed with."""
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar, cast, overload
@@ -23,7 +24,8 @@ class Dictionary(SQLModel, table=True):
     #: the first 63 bits of the content's SHA-256
     id: int = Field(primary_key=True, sa_type=sa.BigInteger, sa_column_kwargs={"autoincrement": False})
     task_id: str = Field(index=True, max_length=40)
-    packed: bytes = Field(sa_type=sa.LargeBinary)  #: the content: `store.blobs.seal`
+    packed: bytes = Field(sa_type=sa.LargeBinary)  #: the content: `store.blobs.seal`; empty once nothing needs what was withdrawn
+    withdrawn: bool = Field(default=False)  #: no writer uses it any more
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
     @classmethod
@@ -175,6 +177,11 @@ class Capture:
         if self._unpacked is None:
             self._unpacked = blobs.unpack(self.packed, None if self._dictionary is None else self._dictionary.content())
         return self._unpacked
+
+    def digest(self) -> str:
+        """SHA-256 of request and response. Raises BadFrame if they cannot be read."""
+        request, response = self.parts()[:2]
+        return hashlib.sha256(b"%d:%b%b" % (len(request), request, response)).hexdigest()
 
     def replace(self, parts: list[bytes]) -> None:
         """Put others in their place, unpacked; in the order of `parts`."""

@@ -113,6 +113,11 @@ def find(session: Session, label_or_id: str) -> VirtualKey | None:
     return in_use or session.exec(with_label.order_by(col(VirtualKey.revoked_at).desc())).first()
 
 
+def task_ids(key: VirtualKey) -> list[str]:
+    """The ids of the tasks that it may be used for."""
+    return [_task_id(each) for each in key.tasks]
+
+
 def change(session: Session, key: VirtualKey, changes: Mapping[str, Any], *, by: str) -> None:
     """Change label, tasks, budget, rate limit or expiry; another period begins with nothing spent. Raises LabelTaken."""
     before = _rules(key)

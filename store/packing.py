@@ -46,6 +46,12 @@ class _Task:
     packed: int = 0
     recent: int = 0
 
+    def drop(self) -> None:
+        """Pack without one until there is another, which is made as soon as may be."""
+        self.dictionary = self.id = self.usual = None
+        self.raw = self.packed = self.recent = 0
+        self.due = self.seen
+
     def use(self, content: bytes) -> None:
         """Pack with this dictionary from now on."""
         self.dictionary, self.id, self.usual = blobs.Dictionary(content), blobs.name(content), None
@@ -99,6 +105,7 @@ class Packer:
         unknown = [task_id for task_id in task_ids if task_id not in self._tasks]
         if unknown:
             of_these = select(Dictionary.task_id, Dictionary.id).where(col(Dictionary.task_id).in_(unknown))
+            of_these = of_these.where(~col(Dictionary.withdrawn))
             made: dict[str, list[int]] = {}
             for task_id, id in session.exec(of_these.order_by(col(Dictionary.created_at))):
                 made.setdefault(task_id, []).append(id)
@@ -106,6 +113,12 @@ class Packer:
             seen = dict(session.exec(counted.group_by(col(Capture.task_id))).all())
             for task_id in unknown:
                 self._tasks[task_id] = _begin(session, task_id, made.get(task_id, []), seen.get(task_id, 0))
+        used = {task.id: task for task_id in task_ids if (task := self._tasks[task_id]).id is not None}
+        # locked until the commit: one that is withdrawn meanwhile is withdrawn when these captures are there to be packed anew
+        standing = select(Dictionary.id, Dictionary.withdrawn).where(col(Dictionary.id).in_(used)).with_for_update(read=True)
+        for id, withdrawn in session.exec(standing) if used else ():
+            if withdrawn:
+                used[id].drop()
         for task_id in task_ids:
             self._tasks.move_to_end(task_id)
         while len(self._tasks) > max(TASKS, len(task_ids)):
@@ -121,6 +134,8 @@ class Packer:
             return
         before, after = (shared.size(each, [capture.parts() for capture in samples]) for each in (task.dictionary, made))
         row = Dictionary.of(task_id, made.content)
+        if (known := session.get(Dictionary, row.id)) is not None and known.withdrawn:
+            return
         saved = before - after
         if saved / len(samples) * task.seen < len(row.packed) or (task.dictionary is not None and saved < before / 10):
             return

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlmodel import Session, col, select
 
-from store import audit, keys
+from store import audit, keys, prompts
 from store.columns import now
 from store.keys import KeyView
+from store.prompts import BadTransform, Transform
 from store.states import EngineStatus
-from store.tables import Engine, Route, Task
+from store.tables import Adapter, Engine, Route, Task
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Target:
 
     adapter_id: str
     holdback: float
+    transform: Transform | None = None  #: what the adapter is shown instead of the whole prompt
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class Table:
 
 def read(session: Session) -> Table:
     """The current table. A few small queries."""
-    routes = session.exec(select(Route).where(col(Route.adapter_id).is_not(None))).all()
+    routed = select(Route, Adapter.transform).outerjoin(Adapter, col(Adapter.id) == col(Route.adapter_id))
+    routes = session.exec(routed.where(col(Route.adapter_id).is_not(None))).all()
     engines = session.exec(select(Engine).where(col(Engine.status) == EngineStatus.READY)).all()
     unstored = session.exec(select(Task.id).where(col(Task.policy)["honour_store"].as_boolean())).all()
     have = [frozenset(engine.loaded) for engine in engines]
     return Table(
-        targets={r.task_id: Target(r.adapter_id, r.holdback) for r in routes if r.adapter_id is not None},
+        targets={route.task_id: target for route, transform in routes if (target := _target(route, transform)) is not None},
         engines=tuple(engine.url for engine in engines if engine.url),
         loaded=frozenset.intersection(*have) if have else frozenset(),
         unstored=frozenset(unstored),
@@ -59,3 +63,12 @@ def point(session: Session, task_id: str, adapter_id: str | None, *, holdback: f
     session.add(route)
     audit.record(session, by, "route", task_id, {"from": before, "to": adapter_id, "version": route.version, "why": why})
     return route
+
+
+def _target(route: Route, transform: Mapping[Any, Any] | None) -> Target | None:
+    """None, so that the teacher answers, where nobody here knows what the adapter must be shown."""
+    assert route.adapter_id is not None
+    try:
+        return Target(route.adapter_id, route.holdback, None if transform is None else prompts.read(transform))
+    except BadTransform:
+        return None

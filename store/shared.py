@@ -57,6 +57,12 @@ def size(dictionary: blobs.Dictionary | None, samples: Iterable[Sequence[bytes]]
     return sum(len(pack(parts)) for parts in samples)
 
 
+def windows(body: bytes) -> set[bytes]:
+    """The runs of WINDOW tokens in a body, as far as it is looked at."""
+    body = body[:SAMPLE_BYTES]
+    return {body[begin:end] for begin, end in _windows(body)}
+
+
 def _windows(body: bytes) -> Iterator[tuple[int, int]]:
     """(begin, end) of each run of WINDOW tokens."""
     edges = [0, *(token.end() for token in _TOKEN.finditer(body))]

@@ -59,6 +59,7 @@ class PairStatus(State):
 
 class Split(State):
     TRAIN = "train", "Learned from."
+    VALIDATION = "validation", "Never trained on; recipes are compared and trainings stopped on it."
     HOLDOUT = "holdout", "Never trained on; the gate judges on it."
 
 
@@ -72,6 +73,26 @@ class RunStatus(State):
     RUNNING = "running", "Being trained; a run whose lease lapsed is taken up again at its last checkpoint."
     SUCCEEDED = "succeeded", "Its adapter is written."
     FAILED = "failed", "Ended without an adapter; the reason is on the row."
+
+
+class RunPurpose(State):
+    CANDIDATE = "candidate", "Trained to be evaluated, judged and served."
+    TRIAL = "trial", "Trained by a search, to compare recipes; the search's choice becomes a candidate."
+    POINT = "point", "Trained on a share of the rows, as a point of a learning curve."
+
+
+class SearchStatus(State):
+    RUNNING = "running", "Recipes are being tried; what was tried is kept."
+    DONE = "done", "Its choice is the candidate."
+    FAILED = "failed", "Ended without a choice; the reason is on the row."
+
+
+class TrialStatus(State):
+    RUNNING = "running", "On its way up the rungs, each with more of the rows."
+    STOPPED = "stopped", "Worse on some rung than the others that got there."
+    OUT_OF_BUDGET = "out_of_budget", "Stopped because the search's budget is used up."
+    COMPLETE = "complete", "Trained on all rows and judged on the validation rows."
+    FAILED = "failed", "A training of it failed; the reason is on the row."
 
 
 class AdapterStatus(State):

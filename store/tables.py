@@ -30,9 +30,12 @@ from store.states import (
     PairStatus,
     ReviewKind,
     RolloutStage,
+    RunPurpose,
     RunStatus,
+    SearchStatus,
     Split,
     TaskStatus,
+    TrialStatus,
 )
 
 Message = dict[str, Any]  #: one OpenAI chat message
@@ -56,7 +59,38 @@ class Task(SQLModel, table=True):
     train_asked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     #: when its last turn of the wheel came to an end, whatever that was
     turned_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    #: the hash of model, tools and response format, in which tasks are found; "": it was named by its clients; None: not known yet
+    shape: str | None = Field(default=None, max_length=40, index=True)
+    #: a person named, split, merged or decided something about it: `distill.discovery` does not merge it into another
+    steered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    #: the last capture that discovery has looked at for tasks within this one; its own column
+    sorted_to: str = Field(default="", max_length=40, sa_column_kwargs={"server_default": ""})
     created_at: datetime = _created()
+
+
+class TaskAlias(SQLModel, table=True):
+    """A key, and a name, that lead to a task: those of a task that was merged into it; or its own, which then no template takes."""
+
+    __tablename__ = "task_aliases"
+    id: str = Field(primary_key=True, max_length=40)
+    name: str = Field(default="", max_length=200, index=True)
+    task_id: str = Field(index=True, max_length=40)
+    changed_by: str = Field(max_length=100)
+    changed_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class TaskTemplate(SQLModel, table=True):
+    """What is fixed in a task's prompts: `store.templates`. One without segments: it is known by its key alone."""
+
+    __tablename__ = "task_templates"
+    id: str = Field(default_factory=lambda: ids.new("tpl"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    #: a shape, for system messages; or a task that is divided, for what is asked in it
+    scope: str = Field(index=True, max_length=40)
+    segments: list[str] = Field(default_factory=list, sa_type=OrderedJson)
+    gaps: list[int] = Field(default_factory=list, sa_type=OrderedJson)
+    changed_by: str = Field(max_length=100)
+    changed_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class Review(SQLModel, table=True):
@@ -81,25 +115,55 @@ class Pair(SQLModel, table=True):
         sa.Index("pairs_by_content", "task_id", "content_hash"),
         sa.Index("pairs_by_prompt", "task_id", "prompt_hash"),
         sa.Index("pairs_by_conversation", "task_id", "conversation"),
+        sa.Index("pairs_by_cluster", "task_id", "cluster", "status", "split", "id"),  # all that `distill.clusters` reads of them
     )
     id: str = Field(default_factory=lambda: ids.new("pair"), primary_key=True, max_length=40)
     task_id: str = Field(index=True, max_length=40)
     capture_id: str = Field(foreign_key="captures.id", unique=True, max_length=40)
+    capture_sha256: str = Field(default="", max_length=64)  #: of its bodies when the pair was made: `Capture.digest`
     status: PairStatus = Field(sa_type=StateText(PairStatus))
     reason: str = Field(default="", max_length=200)  #: why it was excluded
     split: Split | None = Field(default=None, sa_type=StateText(Split))
     content_hash: str = Field(default="", max_length=64)  #: of messages, tools and completion, without the ids of tool calls
     prompt_hash: str = Field(default="", max_length=64)  #: of messages and tools, likewise
-    conversation: str = Field(default="", max_length=64)  #: pairs with the same one share a split
+    conversation: str = Field(default="", max_length=64)  #: pairs with the same one share a cluster
+    cluster: str = Field(default="", max_length=64)  #: of near-duplicates and conversations: they share a split; `distill.clusters`
+    contributor: str = Field(default="", max_length=64)  #: who sent it, hashed (`distill.pairs.contributor`); "": nobody is named
+    left_out: str = Field(default="", max_length=200)  #: why its task's latest dataset goes without it, though it is fit
+    redacted: int = 0  #: values that were replaced in this copy: `distill.redaction`
     messages: list[Message] = Field(default_factory=list, sa_type=OrderedJson)
     tools: list[dict[str, Any]] | None = Field(default=None, sa_type=OrderedJson)
     response_format: dict[str, Any] | None = Field(default=None, sa_type=OrderedJson)
     completion: Message = Field(default_factory=dict, sa_type=OrderedJson)
+    #: the answer that a person's correction, which is the completion, replaced
+    rejected: Message | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
     created_at: datetime = _created()
 
 
+class PairSketch(SQLModel, table=True):
+    """The MinHash of what varies in a pair's prompt. All of a task's can be made anew from its pairs."""
+
+    __tablename__ = "pair_sketches"
+    pair_id: str = Field(sa_column=sa.Column(sa.String(40), sa.ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True))
+    task_id: str = Field(index=True, max_length=40)  #: with whose template it was made
+    sketch: bytes = Field(sa_type=sa.LargeBinary)
+
+
+class Clustering(SQLModel, table=True):
+    """What distill knows of a task's prompts as a whole: what they share, and how many clusters there have been."""
+
+    __tablename__ = "clusterings"
+    task_id: str = Field(primary_key=True, max_length=40)
+    version: int  #: of the sketches; 0 while some pairs may have none, as after a merge of tasks
+    clusters: int = 0  #: made so far; the next one's number, which decides its split
+    learned: int = 0  #: pairs there were when it was last learned what prompts share
+    most: bytes = Field(default=b"", sa_type=sa.LargeBinary)  #: shingles that most prompts have: `distill.clusters.Template`
+    many: bytes = Field(default=b"", sa_type=sa.LargeBinary)  #: shingles that many have
+    languages: dict[str, int] = Field(default_factory=dict, sa_type=Json)  #: of questions and answers: `distill.language`
+
+
 class Dataset(SQLModel, table=True):
-    """A frozen JSONL file of pairs, known by the hash of its content."""
+    """Frozen JSONL files of pairs, known by the hash of their content."""
 
     __tablename__ = "datasets"
     __table_args__ = (sa.UniqueConstraint("task_id", "content_hash"),)
@@ -109,6 +173,8 @@ class Dataset(SQLModel, table=True):
     content_hash: str = Field(max_length=64)
     path: str = Field(max_length=1000)  #: below STILLROOM_HOME
     train_rows: int
+    train_pairs: int = 0  #: on that side of the split, from which the rows were chosen
+    validation_rows: int = 0
     holdout_rows: int
     created_at: datetime = _created()
 
@@ -131,8 +197,18 @@ class Run(SQLModel, table=True):
     dataset_id: str = Field(foreign_key="datasets.id", max_length=40)
     base_model: str = Field(max_length=500)
     status: RunStatus = Field(default=RunStatus.QUEUED, sa_type=StateText(RunStatus), index=True)
+    purpose: RunPurpose = Field(default=RunPurpose.CANDIDATE, sa_type=StateText(RunPurpose))
     recipe: dict[str, Any] = Field(sa_type=Json)
-    recipe_hash: str = Field(max_length=64)
+    recipe_hash: str = Field(max_length=64)  #: of the recipe, and of the share where that is not 1
+    share: float = 1.0  #: of the dataset's training rows
+    #: made before it began: `distill.estimate.Estimate`
+    estimate: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
+    #: what the trainer says of its work, to compare that with: `distill.runs`
+    took: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
+    peak_memory: int | None = Field(default=None, sa_type=sa.BigInteger)  #: bytes
+    validation_loss: float | None = None  #: nats a token, of the adapter
+    #: on the validation rows: `distill.score.Score`
+    score: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
@@ -142,6 +218,60 @@ class Run(SQLModel, table=True):
     error: str | None = Field(default=None, sa_type=sa.Text)
     created_at: datetime = _created()
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Search(SQLModel, table=True):
+    """A budgeted search for a task's best recipe on one dataset, judged on the validation rows, never on the gate's."""
+
+    __tablename__ = "searches"
+    __table_args__ = (sa.UniqueConstraint("dataset_id", "base_model", "recipe_hash"),)
+    id: str = Field(default_factory=lambda: ids.new("search"), primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    dataset_id: str = Field(foreign_key="datasets.id", max_length=40)
+    base_model: str = Field(max_length=500)  #: that the engine has: only its students can be served now
+    recipe: dict[str, Any] = Field(sa_type=Json)  #: the first trial, from which the others differ
+    recipe_hash: str = Field(max_length=64)
+    status: SearchStatus = Field(default=SearchStatus.RUNNING, sa_type=StateText(SearchStatus))
+    space: dict[str, Any] = Field(sa_type=Json)  #: what is varied, each with its choices
+    budget_seconds: float | None = None  #: of training and scoring; None: not yet known
+    spent_seconds: float = 0.0
+    run_id: str | None = Field(default=None, max_length=40)  #: the choice
+    says: str = Field(default="", sa_type=sa.Text)  #: why that one, for a person
+    plot: str | None = Field(default=None, max_length=1000)  #: PNG, below STILLROOM_HOME
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    created_at: datetime = _created()
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Trial(SQLModel, table=True):
+    """One recipe of a search, trained on more and more of the rows as long as it is among the best."""
+
+    __tablename__ = "trials"
+    search_id: str = Field(foreign_key="searches.id", primary_key=True, max_length=40)
+    number: int = Field(primary_key=True)
+    status: TrialStatus = Field(default=TrialStatus.RUNNING, sa_type=StateText(TrialStatus))
+    choices: dict[str, Any] = Field(sa_type=Json)  #: of each thing in the search's space
+    base_model: str = Field(max_length=500)
+    recipe: dict[str, Any] = Field(sa_type=Json)
+    rungs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  #: share, run_id, loss (bits a character), seconds
+    chance: float | None = None  #: of passing the gate, judged by the validation rows
+    front: bool = False  #: no other is better in quality, cost and latency at once
+    error: str | None = Field(default=None, sa_type=sa.Text)
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class LearningCurve(SQLModel, table=True):
+    """A run's recipe trained on an eighth, a quarter and a half of its rows too, and what that says of more data."""
+
+    __tablename__ = "learning_curves"
+    run_id: str = Field(foreign_key="runs.id", primary_key=True, max_length=40)
+    task_id: str = Field(index=True, max_length=40)
+    points: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  #: `distill.curve.Point`
+    #: `distill.curve.Advice`, and its `BreakEven` as "worth"
+    advice: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
+    says: str = Field(default="", sa_type=sa.Text)  #: for a person
+    created_at: datetime = _created()
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
@@ -169,6 +299,12 @@ class Adapter(SQLModel, table=True):
     base_model: str = Field(max_length=500)
     path: str = Field(max_length=1000)  #: below STILLROOM_HOME
     sha256: str = Field(max_length=64)  #: of adapter_model.safetensors
+    #: of each file in the folder but its card: `distill.lineage`; empty for adapters of before 0009
+    files: dict[str, str] = Field(default_factory=dict, sa_type=Json)
+    #: what it is shown instead of the whole prompt: `store.prompts.Transform`; none: the prompt as it is
+    transform: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON(none_as_null=True))
+    #: since when something that it learned from is erased: it is to be trained again
+    stale_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
     status: AdapterStatus = Field(default=AdapterStatus.CANDIDATE, sa_type=StateText(AdapterStatus), index=True)
     created_at: datetime = _created()
 

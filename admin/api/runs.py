@@ -1,26 +1,51 @@
-"""/api/runs, /evaluations, /adapters: what came of the pairs; promote an adapter."""
+"""/api/runs, /tasks/{task}/pareto and /curve, /evaluations, /adapters: what came of the pairs; promote an adapter."""
 
 from fastapi import APIRouter
+from fastapi.responses import FileResponse
 
-from admin import adapters, runs
+from admin import adapters, runs, searches
+from admin.api.lineage import Settings
 from admin.api.needs import After, Caller, Limit, Reads, TaskFilter, Writes, task_id
 from admin.api.tasks import Promote
 from admin.pages import Page
-from store.states import AdapterStatus, RunStatus
+from store.states import AdapterStatus, RunPurpose, RunStatus
 
 router = APIRouter()
 
 
 @router.get("/runs", tags=["runs"], summary="List trainings, with their progress")
 def list_runs(
-    session: Reads, task: TaskFilter = None, status: RunStatus | None = None, after: After = None, limit: Limit = 50
+    session: Reads,
+    task: TaskFilter = None,
+    status: RunStatus | None = None,
+    purpose: RunPurpose | None = None,
+    after: After = None,
+    limit: Limit = 50,
 ) -> Page[runs.RunLine]:
-    return runs.listing(session, task_id=task_id(session, task), status=status, after=after, limit=limit)
+    return runs.listing(session, task_id=task_id(session, task), status=status, purpose=purpose, after=after, limit=limit)
 
 
 @router.get("/runs/{run_id}", tags=["runs"], summary="One training, with its loss curve")
 def get_run(session: Reads, run_id: str) -> runs.RunDetail:
     return runs.one(session, run_id)
+
+
+@router.get("/tasks/{task}/pareto", tags=["runs"], summary="Its latest search: quality against cost and latency")
+def get_pareto(session: Reads, task: str) -> searches.SearchDetail:
+    return searches.pareto(session, task)
+
+
+@router.get(
+    "/tasks/{task}/pareto.png", tags=["runs"], summary="The same as a plot", response_class=FileResponse,
+    responses={200: {"content": {"image/png": {}}}},
+)  # fmt: skip
+def get_plot(session: Reads, settings: Settings, task: str) -> FileResponse:
+    return FileResponse(searches.plot(session, task, settings), media_type="image/png")
+
+
+@router.get("/tasks/{task}/curve", tags=["runs"], summary="Its learning curve, and whether more data will do")
+def get_curve(session: Reads, task: str) -> searches.LearningCurveDetail:
+    return searches.curve(session, task)
 
 
 @router.get("/evaluations", tags=["evaluations"], summary="List evaluations")

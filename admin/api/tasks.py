@@ -21,6 +21,20 @@ class Rename(BaseModel):
     name: str
 
 
+class Merge(BaseModel):
+    """Tasks by name or id."""
+
+    tasks: list[str] = Field(description="Those that are merged away.", min_length=1, max_length=1000)
+    why: str = Field("a person decided", max_length=1000)
+
+
+class Divide(BaseModel):
+    """What makes the new task, and its name."""
+
+    containing: str = Field(description="A text that its requests have: system message or first question.", max_length=10_000)
+    name: str
+
+
 class Why(BaseModel):
     """The reason, for the audit log."""
 
@@ -44,6 +58,16 @@ def get_task(session: Reads, task: str) -> tasks.TaskDetail:
 @router.post("/tasks/{task}/rename", summary="Give it another name")
 def rename(session: Writes, by: Caller, task: str, body: Rename) -> tasks.TaskDetail:
     return tasks.one(session, tasks.rename(session, task, body.name, by=by).id)
+
+
+@router.post("/tasks/{task}/merge", summary="Merge others into it: their requests and captures are its own from now on")
+def merge(session: Writes, by: Caller, task: str, body: Merge) -> tasks.TaskDetail:
+    return tasks.one(session, tasks.merge(session, task, body.tasks, by=by, why=body.why).id)
+
+
+@router.post("/tasks/{task}/split", summary="Make a task of those of its requests that have a text")
+def split(session: Writes, by: Caller, task: str, body: Divide) -> tasks.TaskDetail:
+    return tasks.one(session, tasks.split(session, task, body.containing, body.name, by=by).id)
 
 
 @router.patch("/tasks/{task}/policy", summary="Change its policy, key by key; null takes a key back to its default")
@@ -89,9 +113,10 @@ def rollback(session: Writes, by: Caller, task: str, body: Why | None = None) ->
     response_class=StreamingResponse,
     responses={200: {"content": {"application/jsonl": {}}}},
 )
-def export(db: Db, task: str, split: Split | None = None) -> StreamingResponse:
-    with db.read() as session:
+def export(db: Db, by: Caller, task: str, split: Split | None = None) -> StreamingResponse:
+    with db.begin() as session:
         found = tasks.find(session, task)
+        exporting.note(session, found.id, None, by=by)
     name = f'attachment; filename="{found.id}.jsonl"'
     lines: Iterator[bytes] = exporting.lines(db, found.id, split)
     return StreamingResponse(lines, media_type="application/jsonl", headers={"content-disposition": name})

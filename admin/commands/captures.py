@@ -109,7 +109,8 @@ def pairs(
         screen.emit(page)
         return
     rows = (
-        [p.id, p.task, p.status, p.split or p.reason, p.review, screen.line(p.prompt), screen.line(p.answer, 40)] for p in page.data
+        [p.id, p.task, p.status, p.left_out or p.split or p.reason, p.review, screen.line(p.prompt), screen.line(p.answer, 40)]
+        for p in page.data
     )
     screen.table(
         ["id", "task", "status", "split", "review", "prompt", "answer"],
@@ -132,6 +133,9 @@ def pair(pair_id: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJso
     screen.fields(
         {
             **{name: getattr(found, name) for name in ("id", "created_at", "task", "capture_id", "status", "reason", "split")},
+            "not in the latest dataset": found.left_out,
+            "cluster": found.cluster,
+            "values replaced": found.redacted or None,
             "what that means": found.split.sentence if found.split else found.status.sentence,
             "messages": _messages({"messages": found.messages}),
             "tools": found.tools,

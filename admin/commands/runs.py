@@ -1,4 +1,4 @@
-"""runs, run, evaluations, evaluation, adapters; routes, verdicts, audit."""
+"""runs, their searches and learning curves, run, evaluations, evaluation, adapters; routes, verdicts, audit."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -8,15 +8,20 @@ import typer
 from admin.commands import screen
 from admin.commands.groups import command_group
 from admin.commands.screen import AfterOption, AsJson, LimitOption, TaskOption
-from store.states import AdapterStatus, RunStatus
+from store.states import AdapterStatus, RunPurpose, RunStatus
 
 app = command_group()
+many = typer.Typer(help="Trainings; what searches and learning curves found.", rich_markup_mode=None)
+app.add_typer(many, name="runs", rich_help_panel="Look")
+Name = Annotated[str, typer.Argument(help="The task's name or id.")]
 
 
-@app.command(rich_help_panel="Look")
+@many.callback(invoke_without_command=True)
 def runs(
+    context: typer.Context,
     task: TaskOption = None,
     status: RunStatus | None = None,
+    purpose: RunPurpose | None = None,
     after: AfterOption = None,
     limit: LimitOption = 20,
     as_json: AsJson = False,
@@ -24,24 +29,28 @@ def runs(
     """Trainings, newest first, with their progress."""
     from admin import runs, tasks
 
+    if context.invoked_subcommand is not None:
+        return
     with screen.reading() as session:
         task_id = tasks.find(session, task).id if task else None
-        page = runs.listing(session, task_id=task_id, status=status, after=after, limit=limit)
+        page = runs.listing(session, task_id=task_id, status=status, purpose=purpose, after=after, limit=limit)
     if as_json:
         screen.emit(page)
         return
     screen.table(
-        ["id", "started", "task", "status", "progress", "loss", "rows/s", "seconds", "error"],
+        ["id", "started", "task", "for", "status", "progress", "loss", "rows/s", "seconds", "expected", "error"],
         (
             [
                 r.id,
                 r.started_at,
                 r.task,
+                r.purpose if r.share == 1 else f"{r.purpose}, {r.share:.0%}",
                 r.status,
                 f"{r.progress:.0%}",
                 r.loss,
                 r.rows_per_second,
                 r.train_seconds,
+                r.estimated_seconds,
                 r.error,
             ]
             for r in page.data
@@ -49,6 +58,77 @@ def runs(
         none="No trainings yet. `stillroom tasks` says what each task waits for.",
         more=page.data[-1].id if page.has_more else None,
     )
+
+
+@many.command("pareto")
+def pareto(name: Name, as_json: AsJson = False) -> None:
+    """A task's latest search: quality against cost and latency; the candidate is the cheapest that passes."""
+    from admin import searches
+
+    with screen.reading() as session:
+        found = searches.pareto(session, name)
+    if as_json:
+        screen.emit(found)
+        return
+    screen.fields({name: value for name, value in found if name not in {"trials", "task_id"}})
+    screen.table(
+        [
+            "trial",
+            "",
+            "status",
+            "rate",
+            "epochs",
+            "rank",
+            "stripped",
+            "rows",
+            "loss",
+            "exact",
+            "passes",
+            "s/1,000",
+            "ms",
+            "seconds",
+            "error",
+        ],
+        (
+            [
+                t.number,
+                "chosen" if t.chosen else "front" if t.front else None,
+                t.status,
+                t.learning_rate,
+                t.epochs,
+                t.rank,
+                t.strip,
+                f"{t.share:.0%}",
+                t.loss,
+                None if t.exact is None else f"{t.exact:.1%}",
+                None if t.chance is None else f"{t.chance:.0%}",
+                None if t.answer_seconds is None else 1000 * t.answer_seconds,
+                t.latency_ms,
+                t.train_seconds,
+                t.error,
+            ]
+            for t in found.trials
+        ),
+        none="No trials yet.",
+    )
+
+
+@many.command("curve")
+def curve(name: Name, as_json: AsJson = False) -> None:
+    """A task's latest learning curve, and whether more data will do."""
+    from admin import searches
+
+    with screen.reading() as session:
+        found = searches.curve(session, name)
+    if as_json:
+        screen.emit(found)
+        return
+    screen.table(
+        ["rows", "errors", "of", "error rate"],
+        ([p.rows, p.errors, p.judged, f"{p.errors / p.judged:.1%}"] for p in found.points),
+        none="",
+    )
+    typer.echo(found.says or "It is being measured.")
 
 
 @app.command(rich_help_panel="Look")

@@ -12,14 +12,18 @@ from store.states import TaskStatus
 app = command_group()
 noun = command_group(cls=Noun, help="One task: `task NAME` shows it, the verbs change it.")
 app.add_typer(noun, name="task", rich_help_panel="Look")
+many = typer.Typer(help="Every task; its verbs merge and divide tasks.", rich_markup_mode=None)
+app.add_typer(many, name="tasks", rich_help_panel="Look")
 Name = Annotated[str, typer.Argument(help="The task's name or id.")]
 
 
-@app.command(rich_help_panel="Look")
-def tasks(after: AfterOption = None, limit: LimitOption = 50, as_json: AsJson = False) -> None:
+@many.callback(invoke_without_command=True)
+def tasks(context: typer.Context, after: AfterOption = None, limit: LimitOption = 50, as_json: AsJson = False) -> None:
     """Every task: pairs, who answers, what happens next."""
     from admin import tasks
 
+    if context.invoked_subcommand is not None:
+        return
     with screen.reading() as session:
         page = tasks.listing(session, after=after, limit=limit)
     if as_json:
@@ -110,6 +114,44 @@ def ignore(name: Name, as_json: AsJson = False) -> None:
     _set_status(name, TaskStatus.IGNORED, as_json)
 
 
+@many.command("merge")
+def merge(
+    kept: Annotated[str, typer.Argument(help="The task that stays, by name or id.", metavar="KEPT")],
+    others: Annotated[list[str], typer.Argument(help="Those that are merged into it.", metavar="OTHER...")],
+    why: Why = "a person decided",
+    as_json: AsJson = False,
+) -> None:
+    """Merge tasks: requests and captures of the others are the first one's from now on."""
+    from admin import tasks
+
+    with screen.writing() as session:
+        task = tasks.merge(session, kept, others, by=screen.person(), why=why)
+        session.flush()
+        _show(tasks.one(session, task.id), as_json)
+
+
+@many.command("split")
+def split(
+    name: Name,
+    containing: Annotated[str, typer.Option(help="A text that the new task's requests have: system message or first question.")],
+    new_name: Annotated[str, typer.Option("--name", help="The new task's name.")],
+    as_json: AsJson = False,
+) -> None:
+    """Divide a task: requests that have a text are a task of their own from now on; captures follow in the background."""
+    from admin import tasks
+
+    with screen.writing() as session:
+        task = tasks.split(session, name, containing, new_name, by=screen.person())
+        session.flush()
+        _show(tasks.one(session, task.id), as_json)
+
+
+@many.command("ignore")
+def ignore_task(name: Name, as_json: AsJson = False) -> None:
+    """Leave a task to the teacher for good."""
+    _set_status(name, TaskStatus.IGNORED, as_json)
+
+
 @app.command(rich_help_panel="Decide")
 def train(name: Name, as_json: AsJson = False) -> None:
     """Train now, instead of when the policy says."""
@@ -179,8 +221,11 @@ def _show(task: Any, as_json: bool) -> None:
             "what that means": task.status.sentence,
             "teacher model": task.teacher_model,
             "since": task.created_at,
+            "known by": f"its template, and {task.merged} keys that were merged into it" if task.merged else None,
+            "parts": ", ".join(task.parts) or None,
             "captures": task.captures,
-            "pairs": f"{task.pairs.train} to train on, {task.pairs.holdout} held out, {task.pairs.excluded} excluded",
+            "pairs": f"{task.pairs.train} to train on, {task.pairs.validation} for validation, {task.pairs.holdout} held out, "
+            f"{task.pairs.excluded} excluded",
             "answered by": f"{task.incumbent}, the teacher keeps {task.holdback:.0%}" if task.incumbent else "teacher",
             "verdict": f"{task.verdict.outcome}: {task.verdict.reason}" if task.verdict else None,
             "next": task.next,

@@ -25,8 +25,9 @@ def export(
     from admin import exporting, tasks
 
     with screen.database() as db:
-        with db.read() as session:
+        with db.begin() as session:
             task_id = tasks.find(session, task).id
+            exporting.note(session, task_id, output, by=screen.person())
         count = 0
         partial = output.with_name(f"{output.name}.partial") if output else None
         file = partial.open("wb") if partial else sys.stdout.buffer

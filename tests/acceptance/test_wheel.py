@@ -71,7 +71,7 @@ def test_the_demo_turns_the_wheel_and_every_decision_can_be_recomputed(tmp_path:
         assert (adapter.status, run.status) == (AdapterStatus.ACCEPTED, RunStatus.SUCCEEDED)
         assert hashlib.sha256((home / adapter.path / "adapter_model.safetensors").read_bytes()).hexdigest() == adapter.sha256
         pairs = session.exec(select(Pair).join(DatasetPair).where(DatasetPair.dataset_id == dataset.id)).all()
-        assert len(pairs) == dataset.train_rows + dataset.holdout_rows
+        assert len(pairs) == dataset.train_rows + dataset.validation_rows + dataset.holdout_rows
         assert {p.conversation for p in pairs if p.split == Split.TRAIN}.isdisjoint(
             p.conversation for p in pairs if p.split == Split.HOLDOUT
         )

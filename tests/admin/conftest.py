@@ -11,6 +11,7 @@ from admin import auth
 from admin.app import build
 from admin.cli import app
 from store.session import Database
+from store.settings import StoreSettings
 
 
 @pytest.fixture
@@ -20,9 +21,10 @@ def token(sqlite: Database) -> str:
 
 
 @pytest.fixture
-def client(sqlite: Database, token: str) -> Iterator[TestClient]:
+def client(sqlite: Database, token: str, tmp_path: Path) -> Iterator[TestClient]:
     """A client with a valid token; errors of the server are answers, as they are over the wire."""
-    with TestClient(build(sqlite), raise_server_exceptions=False, headers={"authorization": f"Bearer {token}"}) as client:
+    api = build(sqlite, StoreSettings(home=tmp_path))
+    with TestClient(api, raise_server_exceptions=False, headers={"authorization": f"Bearer {token}"}) as client:
         yield client
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from admin.app import build
 from store import routes
 from store.columns import now
 from store.session import Database
+from store.settings import StoreSettings
 from store.tables import Capture, Review, Task
 from tests.admin import rows
 
@@ -119,8 +121,8 @@ def test_unknown_paths_and_verbs_have_the_same_shape(client: TestClient) -> None
     assert error(client.delete("/api/tasks"))["code"] == "http_405"
 
 
-def test_a_defect_has_the_same_shape_and_tells_no_secret(sqlite: Database, token: str) -> None:
-    api = build(sqlite)
+def test_a_defect_has_the_same_shape_and_tells_no_secret(sqlite: Database, token: str, tmp_path: Path) -> None:
+    api = build(sqlite, StoreSettings(home=tmp_path))
 
     @api.get("/broken")
     def broken() -> None:
@@ -133,19 +135,19 @@ def test_a_defect_has_the_same_shape_and_tells_no_secret(sqlite: Database, token
     assert "sk-secret" not in response.text
 
 
-def test_a_database_that_is_away_is_said_to_be() -> None:
-    api = build(Database("postgresql+psycopg://user:sk-secret@127.0.0.1:1/x"))
+def test_a_database_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+    api = build(Database("postgresql+psycopg://user:sk-secret@127.0.0.1:1/x"), StoreSettings(home=tmp_path))
     response = TestClient(api, raise_server_exceptions=False).get("/api/tasks", headers={"authorization": "Bearer x"})
     assert response.status_code == 503
     assert error(response)["code"] == "no_database"
     assert "sk-secret" not in response.text
 
 
-def test_what_a_database_cannot_hold_is_refused(db: Database) -> None:
+def test_what_a_database_cannot_hold_is_refused(db: Database, tmp_path: Path) -> None:
     with db.begin() as session:
         header = {"authorization": f"Bearer {auth.make(session, 'tests', by='tests')}"}
         capture = rows.capture(session, "1?")
-    client = TestClient(build(db), raise_server_exceptions=False, headers=header)
+    client = TestClient(build(db, StoreSettings(home=tmp_path)), raise_server_exceptions=False, headers=header)
     assert client.get("/api/captures/cap_%00").status_code in {404, 422}
     assert client.get("/api/captures?q=%00").status_code in {200, 422}
     assert client.post(f"/api/captures/{capture.id}/approve", json={"note": "\0"}).status_code in {200, 422}
@@ -265,6 +267,17 @@ def test_a_large_upload_is_imported(client: TestClient) -> None:
     lines = b"\n".join(line.replace(b"x", b"%d" % n, 1) for n in range(60))
     assert len(lines) > 2_000_000
     assert client.post("/api/import", content=lines).json()["imported"] == 60
+
+
+def test_tasks_are_merged_and_divided(client: TestClient, sqlite: Database, task: Task) -> None:
+    with sqlite.begin() as session:
+        other = rows.capture(session, "Guten Tag", request={"model": "small"}).task_id
+    merged = client.post(f"/api/tasks/{task.id}/merge", json={"tasks": [other], "why": "the same"}).json()
+    assert (merged["id"], merged["merged"]) == (task.id, 1)
+    assert client.get(f"/api/tasks/{other}").json()["id"] == task.id
+    part = client.post(f"/api/tasks/{task.id}/split", json={"containing": "Guten", "name": "german"}).json()
+    assert client.get(f"/api/tasks/{task.id}").json()["parts"] == [part["name"]] == ["german"]
+    assert client.post(f"/api/tasks/{task.id}/merge", json={"tasks": [task.id]}).status_code == 422
 
 
 def test_the_glossary_has_every_state(client: TestClient) -> None:

@@ -345,3 +345,18 @@ def test_the_api_and_the_command_line_start_without_torch() -> None:
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'vllm', 'peft', 'scipy'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_tasks_are_merged_divided_and_ignored(stillroom: Stillroom, sqlite: Database, task: Task) -> None:
+    with sqlite.begin() as session:
+        other = rows.capture(session, "Guten Tag", request={"model": "small"}).task_id
+    merged = parsed(stillroom("tasks", "merge", "odd or even", other, "--why", "the same", "--json"))
+    assert (merged["name"], merged["merged"]) == ("odd or even", 1)
+    assert "1 keys that were merged into it" in stillroom("task", other).stdout
+    part = parsed(stillroom("tasks", "split", task.id, "--containing", "Guten", "--name", "german", "--json"))
+    assert part["name"] == "german"
+    assert "parts" in stillroom("task", task.id).stdout
+    assert parsed(stillroom("tasks", "ignore", "german", "--json"))["status"] == "ignored"
+    refused = stillroom("tasks", "merge", "odd or even", "odd or even")
+    assert (refused.exit_code, "cannot be merged into itself" in refused.output) == (1, True)
+    assert {each["name"] for each in parsed(stillroom("tasks", "--json"))["data"]} == {"odd or even", "german"}

@@ -53,8 +53,8 @@ def test_distill_learns_what_people_said(db: Database) -> None:
         pairs = {name: rows.pair(session, capture) for name, capture in (("wrong", wrong), ("right", right), ("bad", bad))}
         reviews.correct(session, pairs["wrong"].id, "corrected", by="me")
         reviews.reject(session, bad.id, by="me")
-        train, _ = datasets.select_rows(session, wrong.task_id, Policy())
-    assert sorted(row.completion["content"] for row in train) == ["corrected", "right"]
+        found = datasets.select_rows(session, wrong.task_id, Policy())
+    assert sorted(row.completion["content"] for row in found["train"]) == ["corrected", "right"]
 
 
 def test_a_correction_fits_the_request_as_its_endpoint_says_it(db: Database) -> None:

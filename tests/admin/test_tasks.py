@@ -11,7 +11,7 @@ from admin.problems import Conflict, Invalid, NotFound
 from store import policy
 from store import tasks as identity
 from store.session import Database
-from store.states import Outcome, Split, TaskStatus
+from store.states import AdapterStatus, Outcome, Split, TaskStatus
 from store.tables import AuditEvent, Route, Task
 from tests.admin import rows
 
@@ -190,3 +190,76 @@ def test_without_distills_packages_a_timetable_is_read_elsewhere(db: Database, t
         assert tasks.one(session, task.id).next == "by its timetable, which is read where distill is installed"
     with db.begin() as session, pytest.raises(Invalid, match="in the checkout: make setup"):
         tasks.decide(session, task.id, {"cron": "0 4 * * *"}, by="me")
+
+
+def test_tasks_are_merged_and_found_by_the_old_name(db: Database, task: Task) -> None:
+    with db.begin() as session:
+        other = rows.capture(session, "Guten Tag", request={"model": "small"}).task_id
+        tasks.rename(session, other, "small numbers", by="me")
+        before = tasks.one(session, task.id).captures
+        session.flush()
+        tasks.merge(session, task.id, ["small numbers"], by="ann", why="the same")
+    with db.read() as session:
+        found = tasks.one(session, "small numbers")
+        assert (found.id, found.captures, found.merged) == (task.id, before + 1, 1)
+        [event] = session.exec(select(AuditEvent).where(AuditEvent.action == "tasks merged"))
+    assert (event.actor, event.detail["why"]) == ("ann", "the same")
+
+
+def test_what_cannot_be_merged_is_told(db: Database, task: Task) -> None:
+    with db.begin() as session:
+        adapter = rows.trained(session, task, outcome=None)
+        assert adapter.status == AdapterStatus.CANDIDATE
+        other = rows.capture(session, "?", request={"model": "small"}).task_id
+        with pytest.raises(Invalid, match="itself"):
+            tasks.merge(session, task.id, [task.id], by="me")
+        with pytest.raises(Invalid, match="at least two"):
+            tasks.merge(session, task.id, [], by="me")
+        with pytest.raises(NotFound):
+            tasks.merge(session, task.id, ["nobody"], by="me")
+        with pytest.raises(Conflict, match="being trained or judged"):
+            tasks.merge(session, other, [task.id], by="me")
+
+
+def test_a_task_is_split_by_a_text(db: Database, task: Task) -> None:
+    with db.begin() as session:
+        rows.capture(session, "12?")
+        part = tasks.split(session, task.id, "12?", "twelve", by="ann")
+        assert identity.identify({}, "twelve").id == part.id
+    with db.read() as session:
+        assert tasks.one(session, task.id).parts == ["twelve"]
+        assert session.get_one(Task, part.id).steered_at is not None
+        [event] = session.exec(select(AuditEvent).where(AuditEvent.action == "task divided"))
+    assert (event.actor, event.subject, event.detail["containing"]) == ("ann", task.id, "12?")
+
+
+@pytest.mark.parametrize(
+    ("containing", "name", "reason"),
+    [
+        ("1", "ones", "at least 3 characters"),
+        ("12?", "-x", "task name"),
+        ("12?", "odd or even", "already"),
+        ("nobody says this", "none", "None of the last"),
+        ("Say whether", "all", "Each of the last"),
+    ],
+)
+def test_what_divides_nothing_is_refused(db: Database, task: Task, containing: str, name: str, reason: str) -> None:
+    with db.begin() as session:
+        tasks.rename(session, task.id, "odd or even", by="me")
+        session.flush()
+        with pytest.raises((Invalid, Conflict), match=reason):
+            tasks.split(session, task.id, containing, name, by="me")
+
+
+def test_whatever_a_person_decides_marks_the_task_as_theirs(db: Database, task: Task) -> None:
+    for decide in (
+        lambda session: tasks.rename(session, task.id, "mine", by="me"),
+        lambda session: tasks.decide(session, task.id, {"growth": 0.5}, by="me"),
+        lambda session: tasks.set_status(session, task.id, TaskStatus.PAUSED, by="me"),
+    ):
+        with db.begin() as session:
+            session.get_one(Task, task.id).steered_at = None
+        with db.begin() as session:
+            decide(session)
+        with db.read() as session:
+            assert session.get_one(Task, task.id).steered_at is not None

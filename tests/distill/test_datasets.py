@@ -95,15 +95,15 @@ def test_a_tag_changes_nothing(db: Database, task: str, settings: DistillSetting
 def test_where_review_is_required_only_reviewed_pairs_count(db: Database, task: str, settings: DistillSettings) -> None:
     review(db, some_train_pair(db), ReviewKind.APPROVE)
     with db.read() as session:
-        train, holdout = datasets.select_rows(session, task, Policy(train_unreviewed=False))
-    assert (len(train), len(holdout)) == (1, 0)
+        rows = datasets.select_rows(session, task, Policy(train_unreviewed=False))
+    assert (len(rows["train"]), len(rows["holdout"])) == (1, 0)
 
 
 def test_the_holdout_is_the_latest_rows(db: Database, task: str) -> None:
     with db.read() as session:
-        _, every = datasets.select_rows(session, task, POLICY)
-        _, latest = datasets.select_rows(session, task, Policy(holdout_max=5))
-    assert latest == every[-5:]
+        every = datasets.select_rows(session, task, POLICY)["holdout"]
+        latest = datasets.select_rows(session, task, Policy(holdout_max=5))["holdout"]
+    assert (len(every), latest) == (18, every[-5:])
 
 
 def test_three_pairs_are_too_few_and_the_error_says_what_to_do(

@@ -73,7 +73,7 @@ def test_the_next_turn_waits_for_a_quarter_more_and_for_a_day(
     waiting = look(db, task, hours=25)
     assert not waiting.now
     assert "more training pairs" in waiting.why
-    fill(300, 400)
+    fill(300, 450)
     assert "not before" in look(db, task).why
     assert look(db, task, hours=25).now
 
@@ -154,7 +154,7 @@ def test_growth_that_rejections_eat_up_is_looked_at_once_and_not_at_every_tick(
 ) -> None:
     task = fill(0, 300)
     trained(db, task, settings)
-    fill(300, 400)
+    fill(300, 450)
     assert look(db, task, hours=25).now
     change(db, task, turned_at=now() + timedelta(hours=25), policy={"min_hours": 0})
     assert not look(db, task, hours=26).now

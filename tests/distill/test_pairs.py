@@ -1,5 +1,7 @@
 """Which captures become pairs, and on which side of the split."""
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from store.session import Database
 from store.states import CaptureStatus, PairStatus, ReviewKind, Server, Split
 from store.tables import Capture, Pair, Review
 from tests.distill.conftest import SYSTEM, exchange
+from tests.distill.test_sketches import prose
 
 POLICY = Policy()
 
@@ -77,7 +80,7 @@ def at(endpoint: str, asked: dict[str, Any], response: bytes) -> Capture:
 
 def test_the_same_question_and_answer_make_the_same_pair_at_each_endpoint() -> None:
     chat, responses = pairs.judge(exchange("4", "even"), POLICY), pairs.judge(answered(), POLICY)
-    same = ("status", "task_id", "messages", "tools", "completion", "content_hash", "prompt_hash", "conversation", "split")
+    same = ("status", "task_id", "messages", "tools", "completion", "content_hash", "prompt_hash", "conversation")
     assert {name: getattr(chat, name) for name in same} == {name: getattr(responses, name) for name in same}
     alone = exchange("4", "even", request={"messages": [{"role": "user", "content": "4"}]})
     text = at(TEXT, {"model": "big", "prompt": "4"}, b'{"choices": [{"index": 0, "text": "even", "finish_reason": "stop"}]}')
@@ -149,15 +152,17 @@ def test_answers_of_the_student_and_unfinished_ones_are_never_looked_at(db: Data
         assert pairs.extract(session, task, POLICY) == 0
 
 
-def test_turns_of_one_conversation_fall_on_one_side() -> None:
+def test_turns_of_one_conversation_fall_on_one_side(db: Database, put: Callable[..., str]) -> None:
     turns = []
-    for number in range(400):
-        first = [{"role": "user", "content": f"Conversation {number}"}]
+    for number in range(200):
+        first = [{"role": "user", "content": f"{prose(random.Random(number), 10)}: conversation {number}"}]
         longer = [*first, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "More."}]
-        turns.append([pairs.judge(exchange("", "ok", request={"messages": m}), POLICY).split for m in (first, longer)])
-    assert all(a == b for a, b in turns)
-    held = sum(a == Split.HOLDOUT for a, _ in turns)
-    assert 50 < held < 110  # 20 % of 400
+        turns += [exchange("", "ok", request={"messages": messages}) for messages in (first, longer)]
+    sides: dict[str, list[Split | None]] = {}
+    for pair in made(db, put(*turns)):
+        sides.setdefault(pair.conversation, []).append(pair.split)
+    assert all(len(side) == 2 and side[0] == side[1] for side in sides.values())
+    assert Counter(side[0] for side in sides.values()) == {Split.TRAIN: 150, Split.HOLDOUT: 40, Split.VALIDATION: 10}
 
 
 def test_a_named_conversation_wins() -> None:
@@ -225,7 +230,8 @@ def test_no_prompt_is_on_both_sides_whatever_its_conversation_is_called(db: Data
             sides.setdefault(pair.prompt_hash, set()).add(pair.split)
     assert len(sides) == 5
     assert all(len(side) == 1 for side in sides.values())
-    assert {pair.reason for pair in found} == {"", "another conversation has the same prompt on the other side of the split"}
+    assert {pair.reason for pair in found} == {""}
+    assert len({pair.cluster for pair in found}) == 5
 
 
 def test_a_conversation_stays_on_its_side_when_the_policy_changes(db: Database, put: Callable[..., str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from sqlmodel import desc, func, select
 
-from distill import datasets, evaluate, pipeline, recipe, runs
+from distill import datasets, evaluate, lineage, pipeline, recipe, runs
 from distill.settings import DistillSettings
 from store import policy
 from store.session import Database
@@ -71,7 +71,7 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, object]]]]:
 def settings(tmp_path: Path) -> DistillSettings:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("epochs = 1\nrank = 2\n")
-    return DistillSettings(home=tmp_path, recipe=recipe, stage_timeout=20)
+    return DistillSettings(home=tmp_path, recipe=recipe, stage_timeout=20, estimate=False)
 
 
 @pytest.fixture
@@ -310,3 +310,39 @@ def test_free_text_is_never_passed_by_itself(db: Database, put: Callable[..., st
     assert verdict is not None
     assert verdict.outcome == Outcome.INSUFFICIENT
     assert "free text" in verdict.reason
+
+
+def test_a_student_without_the_long_prompt_is_trained_judged_and_kept_with_its_transform(
+    db: Database, put: Callable[..., str], base: Path, settings: DistillSettings
+) -> None:
+    """Of the fixed part nothing reaches it; what has another template is the teacher's, and is not asked."""
+    assert settings.recipe is not None
+    settings.recipe.write_text("epochs = 1\nrank = 2\nstrip = true\n")
+    strange = {10, 380, 390, 399}
+    rules = "Say whether the number is odd or even. Answer with one word, in lower case, and never explain it to anybody."
+
+    def request(n: int) -> dict[str, object]:
+        system = f"{rules} Today is day {n} of the year." if n not in strange else "Odd or even?"
+        return {"messages": [{"role": "system", "content": system}, {"role": "user", "content": str(n)}], "metadata": {"task": "t"}}
+
+    task_id = put(*(exchange(str(n), oracle(str(n), True), request=request(n)) for n in range(400)))
+    with db.begin() as session:
+        session.get_one(Task, task_id).policy = {"holdout": 0.8}
+    with server(oracle) as (url, asked), serving(db, RolloutStage.STAGED):
+        engine(db, base, url)
+        verdict = pipeline.turn(db, task_id, settings)
+    assert verdict is not None
+    shown = [body["messages"] for body in asked]
+    assert all("Answer with one word" not in str(messages) for messages in shown)
+    assert {len(messages) for messages in shown} == {2}  # the day stays
+    assert not any(int(messages[-1]["content"]) in strange for messages in shown)  # type: ignore[index]
+    with db.read() as session:
+        adapter = session.exec(select(Adapter)).one()
+        evaluation = session.exec(select(Evaluation)).one()
+    assert adapter.transform is not None
+    assert orjson.loads((settings.home_path / adapter.path / "transform.json").read_bytes()) == adapter.transform
+    assert evaluation.answered == evaluation.total == len(shown)
+    assert [hop.name for hop in lineage.verify(db, adapter.id, settings) if hop.failures] == []
+    card = (settings.home_path / adapter.path / "README.md").read_text()
+    assert verdict.reason in card
+    assert "without the fixed part" in card

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -17,6 +18,7 @@ from store.session import Database
 from store.states import AdapterStatus, EngineStatus, RolloutStage, RunStatus
 from store.tables import Adapter, Engine, Lease, Pair, Rollout, Run, Task
 from tests.distill.conftest import exchange
+from tests.traffic import send
 
 
 @pytest.fixture
@@ -122,3 +124,17 @@ def test_a_task_that_cannot_be_read_is_told_and_the_others_go_on(
     with db.read() as session:
         assert session.exec(select(Pair.task_id).where(Pair.task_id == other)).all() == [other]
         assert session.exec(select(Run)).all() == []
+
+
+def test_tasks_are_found_before_they_are_looked_at_and_by_one_process(db: Database, settings: DistillSettings) -> None:
+    def asked(day: int) -> dict[str, Any]:
+        return {"model": "big", "messages": [{"role": "system", "content": f"It is 2026-05-{day:02}. Sort the ticket."}]}
+
+    send(db, [asked(day) for day in range(1, 9)])
+    with leases.hold(db, "discovery", "another", 30):
+        scheduler.discover(db, settings)
+    with db.read() as session:
+        assert len(session.exec(select(Task)).all()) == 8
+    scheduler.discover(db, settings)
+    with db.read() as session:
+        assert len(session.exec(select(Task)).all()) == 1

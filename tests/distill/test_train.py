@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from distill import recipe as recipes
 from distill.recipe import BadRecipe, Recipe
-from distill.train import BadData, Progress, TrainingDiverged, TrainingStopped, TrainResult, TrainRow, main, read_rows, train
+from distill.rows import BadData, TrainRow
+from distill.rows import read as read_rows
+from distill.train import Progress, TrainingDiverged, TrainingStopped, TrainResult, main, train
 from tests.models import tiny_llama
 
 SYSTEM = {"role": "system", "content": "Answer with one JSON object and nothing else: the order's number."}
@@ -404,7 +406,8 @@ import resource, sys, json
 from pathlib import Path
 import torch, transformers, peft
 from distill import step, student
-from distill.train import read_rows, train
+from distill.rows import read as read_rows
+from distill.train import train
 from distill import recipe as recipes
 base, data, out = map(Path, sys.argv[1:4])
 recipe = recipes.load(Path(sys.argv[4]))

@@ -2,13 +2,15 @@
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import select
 
 from proxy.request import Wish
 from proxy.routing import NOBODY, Choice, Routes, choose
+from store import moves, tasks
 from store.routes import Table, Target
 from store.states import EngineStatus
-from store.tables import Engine
-from tests.proxy.conftest import until
+from store.tables import Capture, Engine, TaskTemplate
+from tests.proxy.conftest import chat, until
 
 LIVE = Table(targets={"t": Target("a@v1", 0.1)}, engines=("http://e",), loaded=frozenset({"a@v1"}))
 
@@ -81,3 +83,29 @@ def test_a_table_that_cannot_be_read_is_told_once_and_ends_nothing(db, caplog):
 def _load(db, json):
     with db.begin() as session:
         session.execute(sa.text("UPDATE engines SET loaded = :json"), {"json": json})
+
+
+def test_a_merge_and_a_template_are_known_to_a_running_proxy_within_a_moment(start, db, captures):
+    proxy = start()
+
+    def asked(name):
+        return {"model": "big-1", "messages": [{"role": "system", "content": f"Sort {name}'s ticket."}, chat()["messages"][1]]}
+
+    first, second = (proxy.chat(asked(name)).headers["x-stillroom-task"] for name in ("Ann", "Bob"))
+    assert first != second
+    captures(2)
+    with db.begin() as session:
+        kept, other = (tasks.find(session, name) for name in (first, second))
+        moves.merge(session, kept, [other], by="ann")
+        fixed = {"segments": ["Sort ", "'s ticket."], "gaps": [0, 50, 0]}
+        session.add(TaskTemplate(task_id=kept.id, scope=kept.shape, changed_by="discovery", **fixed))
+    until(lambda: proxy.chat(asked("Bob")).headers["x-stillroom-task"] == first)
+    assert proxy.chat(asked("Eve")).headers["x-stillroom-task"] == first
+    assert proxy.chat(asked("Eve"), x_stillroom_task=second).headers["x-stillroom-task"] == second  # not what it was ever told
+    assert proxy.chat(asked("Bob"), x_stillroom_task=second).headers["x-stillroom-task"] == first
+
+    def stored():
+        with db.read() as session:
+            return [c.task_id for c in session.exec(select(Capture).order_by(Capture.id)) if "Eve" in str(c.request)]
+
+    assert until(stored)[0] == kept.id

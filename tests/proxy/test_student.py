@@ -9,8 +9,9 @@ import pytest
 from sqlmodel import select
 
 from store import routes, tasks
+from store.prompts import Piece, Transform
 from store.states import CaptureStatus, Server
-from store.tables import Engine
+from store.tables import Adapter, Dataset, Engine, Run, Task
 from tests.proxy.conftest import ADAPTER, chat, until
 from tests.proxy.upstream import abort, completion, events, hang, json, stream
 
@@ -266,3 +267,39 @@ def test_a_key_that_the_teacher_takes_no_longer_is_not_the_students_to_answer(st
     assert proxy.chat(x_stillroom_route="teacher").status_code == 401
     assert proxy.chat().status_code == 401
     assert len(student.seen) == 1
+
+
+def test_a_student_without_the_long_prompt_is_shown_only_what_varies_and_never_an_unseen_template(
+    start, route, teacher, student, captures, db
+):
+    rules = "Sort the ticket into one of nine departments, in one word. "
+    learned = Transform((Piece("system", (rules, "")),))
+    request = {"model": "big-1", "metadata": {"task": "t"}, "user": "u"}
+
+    def ask(system: str) -> dict:
+        return {**request, "messages": [{"role": "system", "content": system}, {"role": "user", "content": "hello"}]}
+
+    proxy = start()
+    with db.begin() as session:
+        session.add(Task(id="task_x", name="x"))
+        session.add(Dataset(id="d", task_id="task_x", content_hash="", path="", train_rows=1, holdout_rows=1))
+        session.flush()
+        session.add(Run(id="r", task_id="task_x", dataset_id="d", base_model="b", recipe={}, recipe_hash=""))
+        session.flush()
+        made = Adapter(id=ADAPTER, task_id="task_x", version=1, run_id="r", base_model="b", path="p", sha256="")
+        made.transform = learned.dump()
+        session.add(made)
+    route(proxy, request=ask(rules))
+    assert proxy.chat(ask(f"{rules}Today is Monday.")).headers["x-stillroom-served-by"] == "student"
+    shown = [{"role": "system", "content": "Today is Monday."}, {"role": "user", "content": "hello"}]
+    assert student.seen[0].json["messages"] == shown
+    other = proxy.chat(ask("Sort the letter."))
+    assert other.headers["x-stillroom-served-by"] == "teacher"
+    assert len(student.seen) == 1
+    assert teacher.seen[-1].json == ask("Sort the letter.")
+    assert [each.fallback for each in captures(2)] == [None, "student: unseen template"]
+    assert set(proxy.ready()["engines"].values()) == {"closed"}
+    with db.begin() as session:
+        session.get_one(Adapter, ADAPTER).transform = {"version": 99}
+    until(lambda: proxy.ready()["routes"] == 0)  # what nobody here can read is not guessed
+    assert proxy.chat(ask(rules)).headers["x-stillroom-served-by"] == "teacher"

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from serving.adapters import AdapterRefused, check, linear_modules
+from store.prompts import Piece, Transform
 from tests import models
 from tests.serving import folders
 
@@ -235,3 +236,32 @@ def test_neither_the_worker_nor_what_admin_imports_loads_torch() -> None:
     assert json.loads(said) == [False, False]
     code = "import json, sys, serving.rollout, serving.vllm; print(json.dumps('numpy' in sys.modules))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) is False
+
+
+def test_where_all_files_hashes_are_known_no_other_file_and_no_change_passes(folder: Path, base: Path) -> None:
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    (folder / "README.md").write_text("the card, which may change")
+    looked_through(folder, base, files=files)
+    (folder / "more.json").write_text("{}")
+    with pytest.raises(AdapterRefused, match=r"more\.json was not there"):
+        looked_through(folder, base, files=files)
+    (folder / "more.json").unlink()
+    with pytest.raises(AdapterRefused, match=r"gone\.json is missing"):
+        looked_through(folder, base, files={**files, "gone.json": "0"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 400}))  # would load, and say other things
+    with pytest.raises(AdapterRefused, match=r"adapter_config\.json has the hash"):
+        looked_through(folder, base, files=files)
+
+
+def test_the_transform_must_be_the_one_it_was_registered_with(folder: Path, base: Path) -> None:
+    transform = Transform((Piece("system", ("Sort the ticket.",)),)).dump()
+    with pytest.raises(AdapterRefused, match="is not the transform"):
+        looked_through(folder, base, transform=transform)
+    (folder / "transform.json").write_text(json.dumps(transform))
+    looked_through(folder, base, transform=transform)
+    with pytest.raises(AdapterRefused, match="is not the transform"):
+        looked_through(folder, base)
+    (folder / "transform.json").write_text(json.dumps({**transform, "version": 2}))
+    with pytest.raises(AdapterRefused, match="not known here"):
+        looked_through(folder, base, transform={**transform, "version": 2})

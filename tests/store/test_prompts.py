@@ -1,11 +1,15 @@
 """What the student is shown of a request."""
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from store import prompts
 from store.chat import CHAT, RESPONSES, TEXT
-from store.prompts import beyond, for_student
+from store.prompts import BadTransform, Piece, Transform, UnseenTemplate, apply, beyond, for_student, read
 
 
 def test_no_longer_answer_is_asked_for_than_the_engine_has_room_for() -> None:
@@ -118,3 +122,127 @@ def test_what_the_student_is_given_is_not_beyond_it() -> None:
 def test_what_is_beyond_the_student_is_named(endpoint: str, field: str, value: object) -> None:
     asked = {CHAT: {"messages": []}, TEXT: {"prompt": "4"}, RESPONSES: {"input": "4", "store": False}}[endpoint]
     assert beyond({"model": "big", **asked, field: value}, endpoint) == field
+
+
+HEAD = "You sort letters. Answer with one word, the department. Never explain anything. Departments: billing, sales, support."
+FIXED = Transform((Piece("system", (HEAD,)),))
+LETTER = Piece("user", ("Letter: <<<", ">>> Department?"))
+DATED = Transform((Piece("system", (f"{HEAD} Today is ", ". Mind the postcode.")), LETTER))
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_a_fixed_message_is_left_out_and_the_rest_is_the_very_same() -> None:
+    parts = user([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}])
+    kept = apply(FIXED, [system(HEAD), parts, user("b")])
+    assert kept == [parts, user("b")]
+    assert kept[0] is parts
+
+
+def test_of_a_message_that_varies_what_varies_stays() -> None:
+    messages = [system(f"{HEAD} Today is Monday. Mind the postcode."), user("Letter: <<<Where is it?>>> Department?"), user("x")]
+    assert apply(DATED, messages) == [system("Monday"), user("Where is it?"), user("x")]
+    middle = Transform((Piece("user", ("A: ", " B: ", " C: ", "")),))
+    assert apply(middle, [user("A: 1 B: 2 B: 3 C: 4")]) == [user("1\n2 B: 3\n4")]
+
+
+def test_without_a_transform_nothing_is_changed() -> None:
+    messages = [system(HEAD), "odd shape", 3]
+    assert apply(None, messages) == messages
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [system(HEAD)],  # nothing would be left
+        [system(HEAD + " "), user("x")],
+        [system(HEAD[:-1]), user("x")],
+        [user(HEAD), user("x")],
+        [user("x"), system(HEAD)],
+        [system([{"type": "text", "text": HEAD}]), user("x")],  # of several parts nothing is cut
+        [{**system(HEAD), "name": "ann"}, user("x")],
+        [{"role": "developer", "content": HEAD}, user("x")],
+        ["odd shape", user("x")],
+        [{"role": "system"}, user("x")],
+    ],
+)
+def test_what_does_not_begin_exactly_so_is_unseen(messages: list[Any]) -> None:
+    with pytest.raises(UnseenTemplate, match="unseen template"):
+        apply(FIXED, messages)
+
+
+@pytest.mark.parametrize("text", ["Letter: <<<>> Department?", "letter: <<<x>>> Department?", "Letter: <<<x>>> Department? "])
+def test_a_varying_message_without_its_fixed_texts_is_unseen(text: str) -> None:
+    with pytest.raises(UnseenTemplate):
+        apply(DATED, [system(f"{HEAD} Today is Monday. Mind the postcode."), user(text)])
+
+
+def test_fixed_texts_that_overlap_in_a_short_message_are_not_both_there() -> None:
+    with pytest.raises(UnseenTemplate):
+        apply(Transform((Piece("user", ("abc", "cde")),)), [user("abcde")])
+    assert apply(Transform((Piece("user", ("abc", "cde")),)), [user("abccde")]) == [user("")]
+
+
+def test_a_transform_comes_back_from_its_json() -> None:
+    for transform in (FIXED, DATED):
+        assert read(json.loads(json.dumps(transform.dump()))) == transform
+    assert FIXED.digest() != DATED.digest()
+    assert FIXED.digest() == read(FIXED.dump()).digest()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, [], {}, {"version": 2, "head": FIXED.dump()["head"]}, {"version": 1, "head": []}, {"version": 1, "head": [{}]},
+        {"version": 1, "head": [{"role": "user", "fixed": []}]}, {"version": 1, "head": [{"role": "user", "fixed": [3]}]},
+        {"version": 1, "head": [{"role": "user", "fixed": ["a"], "more": 1}]}, {"version": 1, "head": 3},
+        {**FIXED.dump(), "more": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_transform_of_this_version_is_refused(data: Any) -> None:
+    with pytest.raises(BadTransform):
+        read(data)
+
+
+def test_each_endpoint_shows_the_student_the_same_stripped_messages() -> None:
+    asked = [system(HEAD), user("4"), {"role": "assistant", "content": "?"}, user("5")]
+    shown = for_student({"messages": asked}, "a@v1", None, CHAT, FIXED)["messages"]
+    assert shown == asked[1:]
+    request = {"instructions": HEAD, "input": asked[1:]}
+    body = for_student(request, "a@v1", None, RESPONSES, FIXED)
+    assert (body["input"], "instructions" in body) == (shown, False)
+    dated = {"instructions": f"{HEAD} Today is Monday. Mind the postcode.", "input": "Letter: <<<4>>> Department?"}
+    assert for_student(dated, "a@v1", None, RESPONSES, DATED)["input"] == [system("Monday"), user("4")]
+    text = Transform((Piece("user", (f"{HEAD}\n\n", "")),))
+    assert for_student({"prompt": f"{HEAD}\n\n4"}, "a@v1", None, TEXT, text)["messages"] == [user("4")]
+    for endpoint, other in ((CHAT, {"messages": "x"}), (CHAT, {}), (TEXT, {"prompt": "4"}), (RESPONSES, {"input": "4"})):
+        with pytest.raises(UnseenTemplate):
+            for_student(other, "a@v1", None, endpoint, FIXED)
+
+
+@given(st.text("ab", max_size=300), st.text("ab", min_size=1, max_size=80), st.integers(0, 40))
+def test_a_fixed_text_is_found_where_it_is_first(text: str, literal: str, at: int) -> None:
+    text = f"{text}{literal}{text}"
+    assert prompts._find(text, literal, at, len(text) - 1) == text.find(literal, at, len(text) - 1)
+
+
+@given(
+    st.lists(st.text("ab .", max_size=20), min_size=2, max_size=4), st.lists(st.text("ab .xy", max_size=60), min_size=1, max_size=3)
+)
+def test_what_stays_and_what_is_fixed_make_the_whole(fixed: list[str], varying: list[str]) -> None:
+    pieces = fixed[: len(varying) + 1]
+    text = "".join(one + other for one, other in zip(pieces, varying, strict=False)) + (
+        pieces[-1] if len(pieces) > len(varying) else ""
+    )
+    try:
+        found = prompts._varying(tuple(pieces), text)
+    except UnseenTemplate:
+        return
+    assert "".join(one + other for one, other in zip(pieces, [*found, ""], strict=True)) == text
