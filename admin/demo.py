@@ -75,7 +75,7 @@ def run(plan: Plan, summary_path: Path, models: Path, *, real_teacher: str | Non
         teacher, key = None, os.environ["OPENAI_API_KEY"]
         settings["TEACHER_URL"] = OPENAI
     try:
-        with peak_memory() as peak, start(home, teacher, settings, key=key) as rig:
+        with peak_memory() as peak, start(home, teacher, {"ESTIMATE": "false", **settings}, key=key) as rig:
             try:
                 _wheel(console, rig, plan, real_teacher or "gpt-sim", summary, failures)
             finally:

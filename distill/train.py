@@ -397,6 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
     try:
         rows, recipe = data.read(options.data), recipes.load(options.recipe)
+        if recipe.method != "qlora":
+            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # PEFT would load it: two seconds for nothing
         validation = data.read(options.validation) if options.validation else []
         transform = prompts.read(json.loads(options.transform.read_text())) if options.transform else None
         if not (options.base / "config.json").is_file():
