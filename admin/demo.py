@@ -67,7 +67,7 @@ def run(plan: Plan, summary_path: Path, models: Path, *, real_teacher: str | Non
     failures: list[str] = []
     begun = time.monotonic()
     (home / "recipe.toml").write_text(RECIPE)
-    settings = {"TICK_SECONDS": "2", "MODELS_DIR": str(models), "RECIPE": str(home / "recipe.toml")}
+    settings = {"TICK_SECONDS": "2", "MODELS_DIR": str(models), "RECIPE": str(home / "recipe.toml"), "ESTIMATE": "false"}
     if real_teacher is None:
         teacher: list[str] | None = ["simulate", "--latency-ms", str(plan.teacher_latency_ms), "--key", KEY]
         key = KEY
@@ -75,7 +75,7 @@ def run(plan: Plan, summary_path: Path, models: Path, *, real_teacher: str | Non
         teacher, key = None, os.environ["OPENAI_API_KEY"]
         settings["TEACHER_URL"] = OPENAI
     try:
-        with peak_memory() as peak, start(home, teacher, {"ESTIMATE": "false", **settings}, key=key) as rig:
+        with peak_memory() as peak, start(home, teacher, settings, key=key) as rig:
             try:
                 _wheel(console, rig, plan, real_teacher or "gpt-sim", summary, failures)
             finally:

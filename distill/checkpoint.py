@@ -5,11 +5,11 @@ import os
 import pickle
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import torch
 
 KEPT = 2
 STUCK = 3  #: times that a training may begin at a step and be killed before the next checkpoint, until it takes less memory
@@ -18,6 +18,10 @@ _BEGUN = "begun.json"
 
 class Foreign(Exception):
     """The folder holds another training's checkpoints."""
+
+
+class NotWritten(OSError):
+    """A checkpoint or an adapter cannot be written, as on a full disk; nothing is left of it. The message says where and why."""
 
 
 @dataclass
@@ -43,20 +47,25 @@ class State:
 
 
 def write(out: Path, state: State) -> None:
-    """Write the state beside the older ones; of those all but the newest are deleted."""
+    """Write the state beside the older ones; of those all but the newest are deleted. Raises NotWritten."""
+    import torch
+
     target = out / f"checkpoint-{state.step:07}.pt"
     partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({each.name: getattr(state, each.name) for each in fields(state)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
+    with _writing(target, partial):
+        with partial.open("wb") as file:
+            torch.save({each.name: getattr(state, each.name) for each in fields(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
     for old in sorted(out.glob("checkpoint-*.pt"))[:-KEPT]:
         old.unlink()
 
 
 def last(out: Path, fingerprint: str) -> State | None:
     """The newest state that can be read; those that cannot be are deleted. Raises Foreign."""
+    import torch
+
     for file in sorted(out.glob("checkpoint-*.pt"), reverse=True):
         try:
             state = State(**torch.load(file, weights_only=True))
@@ -95,15 +104,45 @@ def end(out: Path, *, keep: bool) -> None:
         left.unlink()
 
 
-def publish(folder: Path, write_into: Any, summary: dict[str, Any]) -> None:
-    """Move what `write_into(folder)` writes, and training.json beside it, to its place in one move."""
+def sweep(out: Path) -> None:
+    """Remove all that only a training under way needs, and what one left that was killed."""
+    end(out, keep=False)
+    for left in out.glob(".writing-*"):
+        shutil.rmtree(left)
+
+
+def publish(folder: Path, write_into: Callable[[Path], None], summary: dict[str, Any]) -> None:
+    """Move what `write_into(folder)` writes, and training.json beside it, to its place in one move. Raises NotWritten."""
     partial = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_into(partial)
-    (partial / "training.json").write_text(json.dumps(summary, indent=2))
-    for file in partial.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # an epoch's, by a process that was killed before its checkpoint
-    partial.rename(folder)
+    with _writing(folder, partial):
+        partial.mkdir(parents=True)
+        write_into(partial)
+        (partial / "training.json").write_text(json.dumps(summary, indent=2))
+        for file in partial.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        shutil.rmtree(folder, ignore_errors=True)  # an epoch's, by a process that was killed before its checkpoint
+        partial.rename(folder)
+
+
+@contextmanager
+def _writing(target: Path, partial: Path) -> Iterator[None]:
+    """Around what writes `partial`: if that fails, remove what there is of it and raise NotWritten."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = _system_error(error)
+        if why is None and not isinstance(error, SafetensorError):
+            raise
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise NotWritten(f"{target} cannot be written: {why or error}") from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said: torch ends a file that could not be written with an error of its own, which does not tell why."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

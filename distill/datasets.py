@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -94,9 +93,9 @@ def check_trainable(chosen: Chosen) -> None:
 
 
 def freeze(db: Database, task_id: str, policy: Policy, settings: StoreSettings) -> Dataset:
-    """The dataset of the task's pairs as they are now; the existing one if nothing changed. Raises NotTrainable.
+    """The dataset of the task's pairs as they are now; the existing one if nothing changed. Raises NotTrainable, OSError.
 
-    All that takes time is done outside the transaction that writes, so that nobody waits for it.
+    All that takes time is done outside the transaction that writes, so that nobody waits for it. Call it under the task's lease.
     """
     with db.read() as session:
         chosen = choose(session, task_id, policy)
@@ -104,6 +103,8 @@ def freeze(db: Database, task_id: str, policy: Policy, settings: StoreSettings) 
         files = _rows(session, task_id, chosen)
     content_hash = _digest((name, (row.line() for row in rows)) for name, rows in files.items())
     folder = settings.artifacts / task_id / "datasets" / content_hash[:16]
+    for left in folder.parent.glob(".writing-*"):  # by a process that was killed: nobody else writes now
+        shutil.rmtree(left, ignore_errors=True)
     if not _is_whole(folder, content_hash):
         _write(folder, files)
     try:
@@ -186,19 +187,20 @@ def _digest(files: Iterable[tuple[str, Iterable[bytes]]]) -> str:
 
 
 def _write(folder: Path, files: dict[str, list[Row]]) -> None:
-    """All files or none: written beside, then renamed. Sweeps away what writers left that were killed more than an hour ago."""
+    """All files or none: written beside, then renamed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(".writing-*"):
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    for name, rows in files.items():
-        with (temporary / f"{name}.jsonl").open("wb") as file:
-            file.writelines(row.line() for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # left by a crash, or damaged
-    temporary.rename(folder)
+    try:
+        for name, rows in files.items():
+            with (temporary / f"{name}.jsonl").open("wb") as file:
+                file.writelines(row.line() for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash, or damaged
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _rows(session: Session, task_id: str, chosen: Chosen) -> dict[str, list[Row]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from distill import datasets, pairs
+from distill import content, datasets
 from distill.card import CARD
 from distill.datasets import Row
 from store import prompts
@@ -190,7 +190,7 @@ def _pairs(session: Session, rows: Sequence[Row], contents: Hop, captures: Hop) 
             contents.check(False, f"{row.pair_id} is gone")
             continue
         prompt = (row.messages, row.tools, row.response_format)
-        same = prompt == (pair.messages, pair.tools, pair.response_format) and pair.content_hash == pairs.content_hash(pair)
+        same = prompt == (pair.messages, pair.tools, pair.response_format) and pair.content_hash == content.of_pair(pair)
         answer = row.completion == pair.completion or row.completion in _corrections(session, pair)
         contents.check(same and answer, f"{pair.id} is not what the dataset has, or not what it was when it was made")
         _capture(captures, pair, bodies.get(pair.capture_id))

@@ -1,6 +1,5 @@
 """Pairs: captures judged fit, or not, to learn from. One row a capture; who is left out is told why."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from distill import language, redaction, sketches
+from distill import content, language, redaction, sketches
 from distill.clusters import Clusters
 from distill.refusals import refuses
 from store import answers, chat
@@ -70,8 +69,8 @@ def judge(capture: Capture, policy: Policy, correction: Message | None = None) -
         pair.rejected = _replaced(capture, pair.completion) if correction else None
         _check_words(pair, policy, refusals=policy.refusals or correction is not None)
         redaction.redact(pair, policy.redact)
-        pair.prompt_hash = _digest([_anonymous(pair.messages), pair.tools])
-        pair.content_hash = content_hash(pair)
+        pair.prompt_hash = content.of_prompt(pair)
+        pair.content_hash = content.of_pair(pair)
         pair.conversation = conversation(capture.task_id, pair.messages, capture.meta)
     except Unfit as unfit:
         pair.reason = str(unfit)[:200]
@@ -83,24 +82,19 @@ def judge(capture: Capture, policy: Policy, correction: Message | None = None) -
     return pair
 
 
-def content_hash(pair: Pair) -> str:
-    """Of its messages, tools and completion, without the ids of tool calls: equal pairs have the same one."""
-    return _digest([_anonymous(pair.messages), pair.tools, _anonymous([pair.completion])])
-
-
 def contributor(request: dict[str, Any], capture: Capture) -> str:
     """Who sent it, as a hash: `safety_identifier`, `user` or `metadata.user`, else its virtual key; "" if nobody is named."""
     for named in (request.get("safety_identifier"), request.get("user"), capture.meta.get("user")):
         if isinstance(named, str) and named:
-            return _digest(["user", named])
-    return _digest(["key", capture.key_id]) if capture.key_id else ""
+            return content.digest(["user", named])
+    return content.digest(["key", capture.key_id]) if capture.key_id else ""
 
 
 def conversation(task_id: str, messages: list[Message], meta: dict[str, Any]) -> str:
     """What turns of one session, and equal prompts, have in common: `metadata.conversation`, else the first user message."""
     named = meta.get("conversation")
     first = next((m for m in messages if m.get("role") == "user"), None)
-    return _digest([task_id, named if isinstance(named, str) else first])
+    return content.digest([task_id, named if isinstance(named, str) else first])
 
 
 def _request(body: bytes, endpoint: str) -> dict[str, Any]:
@@ -162,7 +156,7 @@ def _replaced(capture: Capture, correction: Message) -> Message | None:
         answer = _answer(capture)
     except Unfit:
         return None
-    return answer if _anonymous([answer]) != _anonymous([correction]) else None
+    return answer if content.anonymous([answer]) != content.anonymous([correction]) else None
 
 
 def _check_words(pair: Pair, policy: Policy, *, refusals: bool) -> None:
@@ -202,18 +196,6 @@ def _plain(message: Message) -> Message:
     """The fields of a message that a chat template reads; empty ones dropped, so that equal messages hash equal."""
     kept = {key: message[key] for key in ("role", "content", "name", "tool_calls", "tool_call_id") if message.get(key)}
     return {"content": None, **kept} if "tool_calls" in kept else {"content": "", **kept}
-
-
-def _anonymous(messages: list[Message]) -> list[Message]:
-    """Without the ids of tool calls: they are drawn anew each time."""
-    return [
-        {key: [_without(call, "id") for call in value] if key == "tool_calls" else value for key, value in each.items()}
-        for each in (_without(message, "tool_call_id") for message in messages)
-    ]
-
-
-def _without(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != name}
 
 
 def _check_languages(pairs: Sequence[Pair], clusters: Clusters) -> None:
@@ -294,7 +276,3 @@ def _corrections(session: Session, capture_ids: list[str]) -> dict[str, Review]:
     )
     latest = {review.capture_id: review for review in reviews}
     return {capture_id: review for capture_id, review in latest.items() if review.kind == ReviewKind.CORRECT}
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()

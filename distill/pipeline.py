@@ -53,12 +53,12 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
 
     log.info("%s: training on %d rows, %d held out", task_id, dataset.train_rows, dataset.holdout_rows)
     run = begun if isinstance(begun, Run) else _search(db, begun, base, settings, check)
-    estimate.before(db, run.id, base, settings, check)
     try:
+        estimate.before(db, run.id, base, settings, check)
         adapter = runs.train(db, run.id, base, settings, check)
-    except runs.RunFailed as failure:
+    except (runs.RunFailed, OSError) as failure:
         runs.fail(db, run.id, str(failure), settings)
-        raise
+        raise runs.RunFailed(str(failure)) from failure
 
     why = _wait_until_staged(db, adapter, settings, check)
     if why is not None:
@@ -79,9 +79,7 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
             _refuse(db, adapter.id, str(failure))
             return None
 
-    verdict = judge(db, evaluation.id)
-    with db.read() as session:
-        card.publish(session, session.get_one(Adapter, verdict.adapter_id), settings)
+    verdict = judge(db, evaluation.id, settings)
     log.info("%s: %s. %s", task_id, verdict.outcome, verdict.reason)
     advise(db, verdict, base, settings, check)
     return verdict
@@ -101,8 +99,8 @@ def gather(db: Database, task_id: str) -> int:
             return looked_at
 
 
-def judge(db: Database, evaluation_id: str) -> Verdict:
-    """The gate's verdict on a finished evaluation; the existing one if it has been judged."""
+def judge(db: Database, evaluation_id: str, settings: DistillSettings) -> Verdict:
+    """The gate's verdict on a finished evaluation, in the adapter's card too; the existing one if it has been judged."""
     with db.begin() as session:
         evaluation = session.get_one(Evaluation, evaluation_id)
         known = session.exec(select(Verdict).where(Verdict.adapter_id == evaluation.adapter_id)).first()
@@ -130,6 +128,8 @@ def judge(db: Database, evaluation_id: str) -> Verdict:
         adapter = session.get_one(Adapter, evaluation.adapter_id)
         adapter.status = AdapterStatus.ACCEPTED if passed else AdapterStatus.REFUSED
         audit.record(session, "distill", "verdict", adapter.id, {"outcome": decision.outcome, **verdict.numbers})
+        session.flush()
+        card.publish(session, adapter, settings)  # before it is committed: who is killed then judges once more
     return verdict
 
 
@@ -142,7 +142,7 @@ def advise(db: Database, verdict: Verdict, base: Path, settings: DistillSettings
         run_id = session.get_one(Adapter, verdict.adapter_id).run_id
     try:
         advice.measure(db, verdict, base, policy, settings, check)
-    except runs.RunFailed as failure:
+    except (runs.RunFailed, OSError) as failure:
         log.warning("%s: no learning curve: %s", verdict.task_id, failure)
         advice.give_up(db, run_id, str(failure))
 
@@ -181,7 +181,13 @@ def _begin(db: Database, task_id: str, base_model: str, settings: DistillSetting
     except recipe.BadRecipe as bad:
         raise NotReady(str(bad)) from bad
     policy, again = _policy(task), task.train_asked_at is not None
-    dataset = datasets.freeze(db, task_id, policy, settings)
+    try:
+        dataset = datasets.freeze(db, task_id, policy, settings)
+    except OSError as error:
+        why = f"the dataset cannot be written to {settings.artifacts / task_id}: {error}"
+        with db.begin() as session:
+            audit.record(session, "distill", "training failed", task_id, {"error": why})  # there is no run yet that could say so
+        raise runs.RunFailed(why) from error
     with db.begin() as session:
         if search.is_due(policy, dataset):
             return search.open_search(session, dataset, base_model, choices, policy, settings, again=again), dataset
@@ -191,7 +197,11 @@ def _begin(db: Database, task_id: str, base_model: str, settings: DistillSetting
 def _search(db: Database, begun: Search, base: Path, settings: DistillSettings, check: Callable[[], None]) -> Run:
     with db.read() as session:
         policy = _policy(session.get_one(Task, begun.task_id))
-    return search.run(db, begun.id, base, policy, settings, check)
+    try:
+        return search.run(db, begun.id, base, policy, settings, check)
+    except OSError as error:
+        search.fail(db, begun.id, str(error))
+        raise runs.RunFailed(str(error)) from error
 
 
 def _policy(task: Task) -> policy.Policy:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlmodel import Session, col, func, select
 
-from distill import card, datasets, launch, lineage, process, stripping
+from distill import card, checkpoint, datasets, launch, lineage, process, stripping
 from distill.recipe import Recipe
 from distill.settings import DistillSettings
 from store import audit, prompts
@@ -111,9 +111,13 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
     except datasets.Damaged as damaged:
         raise RunFailed(str(damaged)) from damaged
     out = folder(run, settings)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        ended = process.follow(_command(run, dataset, base, out, settings), "trainer", check, _Recorder(db, run_id))
+        out.mkdir(parents=True, exist_ok=True)
+        command = _command(run, dataset, base, out, settings)
+    except OSError as error:
+        raise RunFailed(f"the run's folder cannot be written: {error}") from error
+    try:
+        ended = process.follow(command, "trainer", check, _Recorder(db, run_id))
     except process.ProcessKilled as killed:
         with db.begin() as session:
             run = session.get_one(Run, run_id)
@@ -139,7 +143,7 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
 
 
 def register(session: Session, run: Run, settings: DistillSettings) -> Adapter:
-    """The adapter's row of a run that is trained, made if there is none; the run is a candidate from now on."""
+    """The adapter's row of a run that is trained, made if there is none; the run is a candidate from now on. Raises RunFailed."""
     known = session.exec(select(Adapter).where(Adapter.run_id == run.id)).first()
     if known is not None:
         return known
@@ -148,7 +152,10 @@ def register(session: Session, run: Run, settings: DistillSettings) -> Adapter:
     dataset = session.get_one(Dataset, run.dataset_id)
     if dataset.status == DatasetStatus.ERASED:
         raise RunFailed("something that it learned from was erased meanwhile")
-    files, transform = lineage.seal(made, run, dataset)
+    try:
+        files, transform = lineage.seal(made, run, dataset)
+    except OSError as error:
+        raise RunFailed(f"the adapter's folder cannot be sealed: {error}") from error
     adapter = Adapter(
         id=f"{run.task_id}@v{version}",
         task_id=run.task_id,
@@ -272,10 +279,9 @@ class _Recorder:
 
 def _sweep(out: Path) -> None:
     """Remove what only a training under way needs."""
-    for left in [*out.glob("checkpoint-*"), out / "train.jsonl"]:
+    checkpoint.sweep(out)
+    for left in (*out.glob(".meeting-*"), *out.glob("*.partial"), out / f".adapter-{card.CARD}", out / "train.jsonl"):
         left.unlink(missing_ok=True)
-    for left in out.glob(".adapter-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _reached(session: Session, run_id: str) -> int:

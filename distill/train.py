@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from distill import checkpoint
 from distill import recipe as recipes
 from distill import rows as data
 from distill.recipe import Recipe
@@ -111,7 +112,8 @@ def train(
     """Train an adapter for the model folder `base` into `out/adapter`; a finished one is returned at once.
 
     The same rows, recipe and base on the same machine give the same bytes. With `transform` the student is shown what it leaves
-    of the prompts, as it will be when it serves. Raises BadData, TrainingDiverged, OutOfMemory, TrainingStopped.
+    of the prompts, as it will be when it serves. Raises BadData, TrainingDiverged, OutOfMemory, TrainingStopped, and OSError where
+    the disk is full.
 
     The processes of a `world` call this alike, with one folder `out`; the first alone writes and reports. If one raises, so do all,
     the others PeerLost.
@@ -119,12 +121,15 @@ def train(
     began = time.perf_counter()
     fingerprint = _fingerprint(base, [*rows, *validation], recipe, transform)
     if world.any((out / "adapter").is_dir()):
-        return _finished(out / "adapter", fingerprint)
+        finished = _finished(out / "adapter", fingerprint)
+        if world.first:
+            checkpoint.sweep(out)  # what a process left that was killed when its adapter was there
+        return finished
     out.mkdir(parents=True, exist_ok=True)
 
     import torch
 
-    from distill import checkpoint, preference, step, student, tree
+    from distill import preference, step, student, tree
 
     # 1. Rows become tokens; what cannot be learned from is left out and counted.
     items = list(data.tokenize(base, rows, transform, longest=recipe.max_length, preferring=recipe.objective == "dpo"))
@@ -308,7 +313,7 @@ def train(
         if recipe.method == "full" and recipe.keep_model:
             checkpoint.publish(out / "model", lambda folder: student.save_whole(pupil, folder, base), summary)
         checkpoint.publish(result.adapter, lambda folder: served.save(folder, base), summary)
-        checkpoint.end(out, keep=False)
+        checkpoint.sweep(out)
     world.any(False)  # the others stay until the adapter is there
     return result
 

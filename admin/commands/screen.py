@@ -28,8 +28,8 @@ Note = Annotated[str, typer.Option("--note", help="Why, for whoever reads the hi
 TEXTS = {"prompt", "answer", "teacher", "student", "task", "next", "says", "detail", "error", "base model"}
 #: Columns that are left out where there is no room for them, the first first. `--json` has everything.
 DISPENSABLE = (
-    "base model", "rows/s", "expected", "seconds", "for", "version", "since", "time", "started", "review", "loss", "live", "stage", "hard errors",
-    "status", "train", "holdout", "split", "progress", "answered", "by", "detail", "task",
+    "base model", "rows/s", "expected", "seconds", "for", "version", "since", "time", "started", "review", "loss", "live", "stage",
+    "hard errors", "status", "train", "holdout", "split", "progress", "answered", "by", "detail", "task",
 )  # fmt: skip
 TEXT_WIDTH, GAP = 12, 2  # a text's least width, and what is between two columns
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]

@@ -60,9 +60,7 @@ def test_the_verdict_is_in_the_card_when_there_is_one_and_nothing_else_changes(d
     with db.begin() as session:
         evaluation = card.collect(session, adapter, settings).evaluation
         assert evaluation is not None
-    verdict = pipeline.judge(db, evaluation.id)
-    with db.read() as session:
-        card.publish(session, session.get_one(Adapter, adapter.id), settings)
+    verdict = pipeline.judge(db, evaluation.id, settings)
     text = written(adapter, settings)
     assert verdict.reason in text
     assert f"| n | {verdict.numbers['n']} |" in text

@@ -1,7 +1,6 @@
 """Freezing pairs into a dataset: same pairs, same hash; people's word counts."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -140,12 +139,11 @@ def test_files_that_are_not_what_was_frozen_are_told_and_written_again(
 
 
 def test_what_a_killed_writer_left_is_swept_away(db: Database, task: str, settings: DistillSettings) -> None:
-    old, young = (settings.artifacts / task / "datasets" / f".writing-{name}" for name in ("old", "young"))
-    for left in (old, young):
-        left.mkdir(parents=True)
-    os.utime(old, (0, 0))
-    freeze(db, task, settings)
-    assert (old.exists(), young.exists()) == (False, True)
+    folder = settings.artifacts / task / "datasets"
+    for name in ("one", "another"):
+        (folder / f".writing-{name}").mkdir(parents=True)
+    dataset = freeze(db, task, settings)
+    assert list(folder.iterdir()) == [settings.home_path / dataset.path]
 
 
 def test_a_rollback_is_not_held_up_by_a_freeze(db: Database, task: str, settings: DistillSettings) -> None:

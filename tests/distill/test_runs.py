@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,8 +54,9 @@ def killing(db: Database, run_id: str, more_than: int, kill: Callable[[psutil.Pr
     def check() -> None:
         if row(db, run_id).step > more_than:
             for child in psutil.Process().children():
-                if "distill.train" in child.cmdline():
-                    kill(child)
+                with suppress(psutil.NoSuchProcess):  # ended by itself, or by the last look
+                    if "distill.train" in child.cmdline():
+                        kill(child)
 
     return check
 
