@@ -11,12 +11,12 @@ from proxy.encoding import Decoder, decode
 TEXT = b"data: some text\n\n" * 50
 BARE = zlib.compressobj(wbits=-zlib.MAX_WBITS)
 ENCODED = [
-    ("GZIP", gzip.compress(TEXT)),
-    ("x-gzip", gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:]) + b"\0\0"),
+    ("GZIP", gzip.compress(TEXT, mtime=0)),
+    ("x-gzip", gzip.compress(TEXT[:100], mtime=0) + gzip.compress(TEXT[100:], mtime=0) + b"\0\0"),
     ("deflate", zlib.compress(TEXT)),
     ("Deflate", BARE.compress(TEXT) + BARE.flush()),
-    ("deflate", gzip.compress(TEXT)),
-    ("gzip", gzip.compress(TEXT) + b"?"),
+    ("deflate", gzip.compress(TEXT, mtime=0)),
+    ("gzip", gzip.compress(TEXT, mtime=0) + b"?"),
     ("Identity", TEXT),
     (None, TEXT),
 ]
