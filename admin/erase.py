@@ -103,9 +103,10 @@ def erase(
         if not found:
             break
         task_ids |= found.keys()
+        going = {capture_id for some in found.values() for capture_id in some}
         for task_id, capture_ids in found.items():
             say(f"{task_id}: erasing {len(capture_ids)} captures")
-            _forget(db, settings, task_id, capture_ids, report)
+            _forget(db, settings, task_id, capture_ids, going, report)
 
     say("deleting files, and what the database has of deleted rows")
     swept, files = leftovers.sweep(db, settings, task_ids)
@@ -149,8 +150,10 @@ def _find(db: Database, wanted: Wanted, key_ids: Sequence[str], after: str) -> t
     return found, after
 
 
-def _forget(db: Database, settings: StoreSettings, task_id: str, capture_ids: Sequence[str], report: Report) -> None:
-    """Everything that the database, exports and dictionaries have of these captures, all of one task."""
+def _forget(
+    db: Database, settings: StoreSettings, task_id: str, capture_ids: Sequence[str], going: set[str], report: Report
+) -> None:
+    """Everything that the database, exports and dictionaries have of these captures, all of one task. `going`: others' too."""
     lines: set[bytes] = set()
     with db.read() as session:
         task = session.get(Task, task_id)
@@ -162,7 +165,7 @@ def _forget(db: Database, settings: StoreSettings, task_id: str, capture_ids: Se
                 corrections = [each.correction for each in said if each.capture_id == row.capture_id and each.correction]
                 lines |= {hashlib.sha256(line).digest() for line in exporting.ever(row, corrections)}
     _exports(db, task_id, lines, report)
-    only = traces.only(db, task_id, set(capture_ids), (capture for some in chunks(capture_ids) for capture in _these(db, some)))
+    only = traces.only(db, task_id, going, (capture for some in chunks(capture_ids) for capture in _these(db, some)))
     for some in chunks(capture_ids):
         for left in reversed(range(TRIES)):
             try:
@@ -226,8 +229,13 @@ def _dependents(session: Session, table: sa.Table, ids: Sequence[Any]) -> dict[s
 
 
 def _empty(session: Session, task_id: str, settings: StoreSettings, report: Report) -> None:
-    """Nothing else is known of a task: its adapters learned from what is erased alone, and go."""
-    traces.blank(session, task_id)
+    """Nothing else is known of a task: its adapters learned from what is erased alone, and go; so does its row if it can."""
+    if session.get(Task, task_id) is None:
+        return
+    if traces.forget(session, task_id):
+        _drop(session, task_id)
+        shutil.rmtree(settings.artifacts / task_id, ignore_errors=True)
+        return
     adapters = session.exec(select(Adapter).where(Adapter.task_id == task_id)).all()
     if (route := session.get(Route, task_id)) is not None and route.adapter_id is not None:
         from serving import rollout
@@ -239,6 +247,18 @@ def _empty(session: Session, task_id: str, settings: StoreSettings, report: Repo
     shutil.rmtree(settings.artifacts / task_id, ignore_errors=True)
     if adapters:
         report.notes.append(f"nothing else was known of {task_id}: its {len(adapters)} adapters are deleted, its teacher answers")
+
+
+def _drop(session: Session, task_id: str) -> None:
+    """Delete a task of which there is no capture and no adapter, and all rows that name it."""
+    session.flush()
+    for table in reversed(SQLModel.metadata.sorted_tables):
+        if "task_id" in table.c and table.name not in {"captures", "capture_kinds", "dictionaries"}:
+            key = next(iter(table.primary_key.columns))
+            ids = list(session.execute(sa.select(key).where(table.c.task_id == task_id)).scalars())
+            _dependents(session, table, ids)
+            session.execute(sa.delete(table).where(table.c.task_id == task_id))
+    session.execute(sa.delete(Task).where(col(Task.id) == task_id))
 
 
 def _exports(db: Database, task_id: str, lines: set[bytes], report: Report) -> None:

@@ -1,7 +1,8 @@
 """What is made of many captures and may still have words that only one person said: dictionaries, templates, invented names.
 
 A trace is looked for in the captures that are to go, and dropped again as soon as one that stays has it too: it is then not theirs
-alone. What is left is removed after they are gone.
+alone. What is left is removed after they are gone. Of templates, system texts and names that distill or the proxy made, whatever no
+capture has that stays is removed, so that an erasure that was broken off leaves nothing to the next one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,14 +12,16 @@ import orjson
 import sqlalchemy as sa
 from sqlmodel import Session, col, delete, select
 
-from store import captures, shared
+from store import captures, shared, templates
 from store import tasks as identity
 from store.blobs import BadFrame
 from store.capture import DICTIONARIES, KINDS
 from store.session import Database
-from store.tables import Capture, Clustering, Dictionary, Task, TaskAlias, TaskTemplate
+from store.states import TaskStatus
+from store.tables import Adapter, Capture, Clustering, Dictionary, Task, TaskAlias, TaskTemplate
 
 PAGE = 200  # captures read in one transaction
+BETWEEN = " … "  #: of a system text of which discovery knows what is fixed: `distill.discovery`
 
 
 @dataclass
@@ -27,29 +30,39 @@ class Traces:
 
     windows: dict[int, set[bytes]] = field(default_factory=dict)  #: runs of words, by dictionary
     segments: dict[str, set[str]] = field(default_factory=dict)  #: fixed texts, by template
-    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  #: by key: the name invented for it, its system text
+    systems: dict[str, set[str]] = field(default_factory=dict)  #: system texts, or what is fixed in them, by task
+    names: dict[str, str] = field(default_factory=dict)  #: that were made of a prompt, by task
+    keys: set[str] = field(default_factory=set)  #: under which they came
 
     def __bool__(self) -> bool:
-        return any(self.windows.values()) or any(self.segments.values()) or bool(self.keys)
+        found = (*self.windows.values(), *self.segments.values(), *self.systems.values())
+        return any(found) or bool(self.names or self.keys)
 
 
 def only(db: Database, task_id: str, going: set[str], theirs: Iterable[Capture]) -> Traces:
-    """What `theirs`, the task's captures that are `going`, have and no other capture of the task."""
+    """What `theirs`, the task's captures among those that are `going`, have and no other of the task, or of its parts."""
     with db.read() as session:
         contents = {each.id: each.content() for each in _dictionaries(session, task_id)}
-        templates = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task_id)).all()
-    found = Traces({id: set() for id in contents}, {template.id: set() for template in templates})
+        family, known = _family(session, task_id)
+        rows = session.exec(select(Task).where(col(Task.id).in_(family))).all()
+    found = Traces({id: set() for id in contents})
+    found.segments = {each.id: set(each.segments) if each.changed_by == templates.DISCOVERY else set() for each in known}
+    found.systems = {task.id: {*task.system.split(BETWEEN)} - {""} for task in rows}
+    found.names = {task.id: task.name for task in rows if _is_invented(task)}
+    for each in known:  # a part is called by its template
+        if found.names.get(each.task_id) == identity.part_of(each.scope, each.segments)[1] and found.segments[each.id]:
+            found.names.pop(each.task_id)
     looked: set[bytes] = set()
     for capture in theirs:
         new = _windows(capture) - looked
         looked |= new
         for id, content in contents.items():
             found.windows[id] |= {window for window in new if window in content}
-        key, prompt = _prompt(capture)
-        found.keys |= key
-        for template in templates:
-            found.segments[template.id] |= {segment for segment in template.segments if segment in prompt}
-    for capture in _staying(db, task_id, going) if found else ():
+        prompt = _prompt(capture)
+        found.keys |= {prompt.key} if prompt else set()
+        for each in known:
+            found.segments[each.id] |= {segment for segment in each.segments if prompt and segment in prompt.text}
+    for capture in _staying(db, family, going) if found else ():
         _drop(found, capture)
         if not found:
             break
@@ -66,12 +79,15 @@ def remove(db: Database, traces: Traces) -> int:
             captures.withdraw(session, id)
         for template_id, segments in traces.segments.items():
             if segments and (template := session.get(TaskTemplate, template_id)) is not None:
-                _empty(session.get(Task, template.task_id), segments)
                 session.delete(template)
-        for key, (name, system) in traces.keys.items():
-            if (alias := session.get(TaskAlias, key)) is not None and alias.name.startswith(name):
+        session.flush()
+        for key in traces.keys:
+            alias = session.get(TaskAlias, key)
+            if alias is not None and key != alias.task_id and _made_of(key, alias.name):
                 alias.name = ""
-            _empty(session.get(Task, key), {system.replace("\0", "")})
+        for task_id in {*traces.names, *(task_id for task_id, theirs in traces.systems.items() if theirs)}:
+            if (task := session.get(Task, task_id)) is not None:
+                _describe(session, task)
     for id in had:
         while True:
             with db.begin() as session:
@@ -80,18 +96,56 @@ def remove(db: Database, traces: Traces) -> int:
     return len(had)
 
 
-def _empty(task: Task | None, theirs: Iterable[str]) -> None:
-    """Empty a task's system text if one of their texts is in it, and take back the name that was made of it."""
-    if task is not None and any(text in task.system for text in theirs if text):
-        task.system = ""
-        task.name = task.id if task.steered_at is None and task.shape else task.name
+def _describe(session: Session, task: Task) -> None:
+    """Its system text, and a name that was made of one, anew: of what is known to be fixed, else of the latest capture left."""
+    row = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task.id, TaskTemplate.scope == task.shape)).first()
+    part = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task.id, TaskTemplate.scope != task.shape)).first()
+    latest = session.exec(select(Capture).where(Capture.task_id == task.id).order_by(col(Capture.id).desc()).limit(1)).first()
+    prompt = None if latest is None else _prompt(latest)
+    system = BETWEEN.join(row.segments) if row is not None and row.segments and task.shape else prompt.system if prompt else ""
+    task.system = system
+    if _is_invented(task):
+        named = identity.name_of(task.id, " ".join(part.segments) if part is not None and not task.shape else system)
+        taken = session.exec(select(Task.id).where(Task.name == named, Task.id != task.id)).first()
+        task.name = task.id if taken or not system else named
 
 
-def blank(session: Session, task_id: str) -> None:
-    """The task has no captures any more: nothing of their words stays with it."""
+def forget(session: Session, task_id: str) -> bool:
+    """The task has no captures any more: nothing of their words stays with it. Whether its row may go too.
+
+    It stays where an adapter is its, it has parts, or a person decided something about it.
+    """
+    task = session.get_one(Task, task_id)
     session.execute(delete(TaskTemplate).where(col(TaskTemplate.task_id) == task_id))
     session.execute(delete(Clustering).where(col(Clustering.task_id) == task_id))
-    session.get_one(Task, task_id).system = ""
+    task.system = ""
+    task.name = task.id if _is_invented(task) else task.name
+    decided = task.steered_at is not None or bool(task.policy) or task.status != TaskStatus.ACTIVE
+    parts = session.exec(select(TaskTemplate.id).where(TaskTemplate.scope == task_id)).first()
+    trained = session.exec(select(Adapter.id).where(Adapter.task_id == task_id)).first()
+    return not decided and parts is None and trained is None
+
+
+def _family(session: Session, task_id: str) -> tuple[set[str], list[TaskTemplate]]:
+    """The task, what it is a part of, and the parts of these; and all templates by which they are known."""
+    found, new = set[str](), {task_id}
+    while new:
+        found |= new
+        above = session.exec(select(TaskTemplate.scope).where(col(TaskTemplate.task_id).in_(new)))
+        below = session.exec(select(TaskTemplate.task_id).where(col(TaskTemplate.scope).in_(new)))
+        related = session.exec(select(Task.id).where(col(Task.id).in_({*above, *below})))
+        new = {*related} - found
+    return found, list(session.exec(select(TaskTemplate).where(col(TaskTemplate.task_id).in_(found))))
+
+
+def _is_invented(task: Task) -> bool:
+    """Whether nobody gave it its name: it was made of a prompt."""
+    return task.steered_at is None and _made_of(task.id, task.name)
+
+
+def _made_of(task_id: str, name: str) -> bool:
+    """Whether a name was made for this id: it has the id's first digits then (`tasks.name_of`)."""
+    return task_id.removeprefix("task_")[:6] in name
 
 
 def _dictionaries(session: Session, task_id: str) -> list[Dictionary]:
@@ -106,20 +160,21 @@ def _drop(traces: Traces, capture: Capture) -> None:
     windows = _windows(capture)
     for common in traces.windows.values():
         common -= windows
-    key, prompt = _prompt(capture)
-    for each in key:
-        traces.keys.pop(each, None)
-    for segments in traces.segments.values():
-        segments -= {segment for segment in segments if segment in prompt}
+    if (prompt := _prompt(capture)) is None:
+        return
+    traces.keys.discard(prompt.key)
+    for texts in (*traces.segments.values(), *traces.systems.values()):
+        texts -= {text for text in texts if text in prompt.text}
+    traces.names = {id: name for id, name in traces.names.items() if not name.startswith(identity.name_of(id, prompt.system))}
 
 
-def _staying(db: Database, task_id: str, going: set[str]) -> Iterator[Capture]:
-    """The task's other captures, newest first."""
+def _staying(db: Database, task_ids: set[str], going: set[str]) -> Iterator[Capture]:
+    """The other captures of these tasks, newest first."""
     before = "~"
     while True:
-        query = select(Capture).where(Capture.task_id == task_id, col(Capture.id) < before).order_by(col(Capture.id).desc())
+        query = select(Capture).where(col(Capture.task_id).in_(task_ids), col(Capture.id) < before)
         with db.read() as session:
-            page = session.exec(query.limit(PAGE)).all()
+            page = session.exec(query.order_by(col(Capture.id).desc()).limit(PAGE)).all()
             yield from (capture for capture in page if capture.id not in going)
         if not page:
             return
@@ -133,11 +188,22 @@ def _windows(capture: Capture) -> set[bytes]:
         return set()
 
 
-def _prompt(capture: Capture) -> tuple[dict[str, tuple[str, str]], str]:
-    """(its key, with the name that would be invented for it and its system text; the texts that templates are of)."""
+@dataclass(frozen=True)
+class _Prompt:
+    """What tasks are known by."""
+
+    key: str
+    system: str
+    text: str  #: of which templates and system texts are
+
+
+def _prompt(capture: Capture) -> _Prompt | None:
+    """None where there is no JSON, no object, or nothing that can be read."""
     try:
         request = orjson.loads(capture.request)
         keyed = identity.identify({**request, "metadata": None}, None, capture.endpoint)
-        return {keyed.id: (keyed.name, keyed.system)}, f"{keyed.system}\n{identity.asked_text(request, capture.endpoint)}"
-    except (ValueError, TypeError, BadFrame):  # no JSON, no object, or nothing that can be read
-        return {}, ""
+        asked = identity.asked_text(request, capture.endpoint)
+    except (ValueError, TypeError, BadFrame):
+        return None
+    system = keyed.system.replace("\0", "")  # as a task's row has it
+    return _Prompt(keyed.id, system, f"{system}\n{keyed.system}\n{asked}")

@@ -85,9 +85,10 @@ def choose(session: Session, task_id: str, policy: Policy) -> Chosen:
     columns = (Pair.id, Pair.capture_id, Pair.split, Pair.left_out, Pair.completion, Pair.rejected)
     for row in ready(session, task_id, *hashes, *columns):
         said[row.id] = row.left_out
-        train_pairs += row.split == Split.TRAIN
         number, review = latest.get(row.content_hash, (0, None))
         kind = None if review is None else review.kind
+        approved = policy.train_unreviewed or kind in (ReviewKind.APPROVE, ReviewKind.CORRECT)
+        train_pairs += row.split == Split.TRAIN and approved  # as `due` counts
         conversations.add(row.conversation)
         clusters.add(row.cluster or row.id)
         if kind is None and not policy.train_unreviewed:

@@ -127,8 +127,7 @@ def count(examples: "Sequence[Example]", choices: Recipe, rows: int, held: "Sequ
     """One epoch of `rows` rows, of which these are all, or some by chance; then the validation rows, `held`."""
     from distill import tree
 
-    order = [*examples]
-    random.Random(choices.seed).shuffle(order)
+    order = [examples[i] for i in train.order(tree.sessions(examples), choices.seed)]
     tokens, validation = (sum(len(each) - 1 for each in some) for some in (order, held))
     computed = tokens
     if choices.share_prefix:

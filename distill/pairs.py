@@ -71,7 +71,7 @@ def judge(capture: Capture, policy: Policy, correction: Message | None = None) -
         redaction.redact(pair, policy.redact)
         pair.prompt_hash = content.of_prompt(pair)
         pair.content_hash = content.of_pair(pair)
-        pair.conversation = conversation(capture.task_id, pair.messages, capture.meta)
+        pair.conversation = conversation(pair.messages, capture.meta)
     except Unfit as unfit:
         pair.reason = str(unfit)[:200]
         redaction.redact(pair, policy.redact)
@@ -90,11 +90,14 @@ def contributor(request: dict[str, Any], capture: Capture) -> str:
     return content.digest(["key", capture.key_id]) if capture.key_id else ""
 
 
-def conversation(task_id: str, messages: list[Message], meta: dict[str, Any]) -> str:
-    """What turns of one session, and equal prompts, have in common: `metadata.conversation`, else the first user message."""
+def conversation(messages: list[Message], meta: dict[str, Any]) -> str:
+    """What turns of one session, and equal prompts, have in common: `metadata.conversation`, else the first user message.
+
+    It does not name the task: tasks may be merged.
+    """
     named = meta.get("conversation")
     first = next((m for m in messages if m.get("role") == "user"), None)
-    return content.digest([task_id, named if isinstance(named, str) else first])
+    return content.digest([named if isinstance(named, str) else first])
 
 
 def _request(body: bytes, endpoint: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from distill.clusters import Clusters
 from distill.gate import Decision
 from distill.settings import DistillSettings
 from serving.vllm import StudentError
-from store import audit, policy
+from store import audit, leases, policy
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus, TaskStatus
 from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Search, Task, Verdict
@@ -38,7 +38,7 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     `check` is called between steps and raises if this process must stop. Raises NotTrainable, NotReady, RunFailed,
     TrainerKilled.
     """
-    gather(db, task_id)
+    gather_alone(db, task_id, settings)
     engine = _engine(db)
 
     assert engine.base_path is not None
@@ -85,10 +85,21 @@ def turn(db: Database, task_id: str, settings: DistillSettings, check: Callable[
     return verdict
 
 
-def gather(db: Database, task_id: str) -> int:
-    """Make pairs of all captures that have none, some hundred a transaction. Returns how many captures were looked at."""
+def gather_alone(db: Database, task_id: str, settings: DistillSettings) -> None:
+    """`gather`, if nobody else does it: two at once would not know of each other's clusters, and the split would be straddled."""
+    with leases.hold(db, f"pairs {task_id}", leases.this_thread(), settings.lease_seconds) as check:
+        if check is not None:
+            gather(db, task_id, check)
+
+
+def gather(db: Database, task_id: str, check: Callable[[], None] = lambda: None) -> int:
+    """Make pairs of all captures that have none, some hundred a transaction. Returns how many captures were looked at.
+
+    `check` is called before each transaction and raises if this process must stop.
+    """
     looked_at, known = 0, Clusters(task_id)
     while True:
+        check()
         with db.begin() as session:
             task = session.get(Task, task_id)
             if task is None or task.status == TaskStatus.IGNORED:

@@ -133,6 +133,8 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
         run = session.get_one(Run, run_id)
         run.status, run.finished_at, run.error = RunStatus.SUCCEEDED, now(), None
         run.train_seconds, run.rows_per_second, run.attempts = result["train_seconds"], result["rows_per_second"], 0
+        run.step = result["steps"]  # what its last process told may not have been heard
+        run.total_steps, run.loss = run.total_steps or run.step, result["final_loss"] if run.loss is None else run.loss
         losses = result["validation_losses"]
         run.validation_loss = result.get("served_loss") or (losses[result["best_epoch"] - 1] if losses else None)
         run.peak_memory, run.took = ended.peak_memory, _took(result, run.recipe["batch_rows"])

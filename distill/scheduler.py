@@ -1,8 +1,6 @@
 """Turning wheels: APScheduler looks at each task, `due` says whether it is time, a lease lets one process turn it."""
 
 import logging
-import os
-import socket
 import threading
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -54,7 +52,7 @@ def run(db: Database, settings: DistillSettings, stop: threading.Event) -> None:
 def discover(db: Database, settings: DistillSettings) -> None:
     """Find tasks in what is new, if nobody else does. What goes wrong is logged: pairs and trainings must not wait for it."""
     try:
-        with leases.hold(db, "discovery", _holder(), settings.lease_seconds) as check:
+        with leases.hold(db, "discovery", leases.this_thread(), settings.lease_seconds) as check:
             if check is not None:
                 discovery.turn(db, check)
     except leases.LeaseLost as reason:
@@ -66,10 +64,8 @@ def discover(db: Database, settings: DistillSettings) -> None:
 def gather(db: Database, task_id: str, settings: DistillSettings) -> None:
     """Make a task's pairs, if nobody else does. What goes wrong is logged: the other tasks must not wait for it."""
     try:
-        with leases.hold(db, f"pairs {task_id}", _holder(), settings.lease_seconds) as check:
-            if check is not None:
-                pipeline.gather(db, task_id)
-    except pipeline.NotReady as reason:
+        pipeline.gather_alone(db, task_id, settings)
+    except (pipeline.NotReady, leases.LeaseLost) as reason:
         log.warning("%s: %s", task_id, reason)
     except Exception:
         log.exception("the pairs of %s cannot be made", task_id)
@@ -83,7 +79,7 @@ def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: thr
     """One look at one task: turn its wheel if it is due and nobody else does."""
     if stop.is_set() or not _look(db, task_id).now:
         return
-    with leases.hold(db, f"turn {task_id}", _holder(), settings.lease_seconds) as lease_check:
+    with leases.hold(db, f"turn {task_id}", leases.this_thread(), settings.lease_seconds) as lease_check:
         if lease_check is None:
             return
         turn = _look(db, task_id)  # once more: another process may have turned it meanwhile
@@ -115,7 +111,3 @@ def turn_if_due(db: Database, task_id: str, settings: DistillSettings, stop: thr
 def _look(db: Database, task_id: str) -> due.Due:
     with db.read() as session:
         return due.decide(session, session.get_one(Task, task_id), now())
-
-
-def _holder() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"

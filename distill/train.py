@@ -210,8 +210,8 @@ def train(
     looped = saved = time.perf_counter()
     while state.step < total_steps and not state.ended:
         epoch, position = divmod(state.step, steps_an_epoch)
-        order = _order(sessions, recipe.seed + epoch)
-        batch = [items[i] for i in order[position * recipe.batch_rows :][: recipe.batch_rows]]
+        numbers = order(sessions, recipe.seed + epoch)
+        batch = [items[i] for i in numbers[position * recipe.batch_rows :][: recipe.batch_rows]]
         examples, weights, preferring = [item.chosen for item in batch], _weights(batch), 0.0
         if pairs := [(item.chosen, item.rejected) for item in batch if item.rejected is not None]:
             pulls, preferring = preference.pulls(margins(pairs), [start[id(chosen)] for chosen, _ in pairs], recipe.beta)
@@ -322,7 +322,7 @@ def _silently(_progress: Progress) -> None:
     """What a process that is not the first reports."""
 
 
-def _order(sessions: Sequence[Sequence[int]], seed: int) -> list[int]:
+def order(sessions: Sequence[Sequence[int]], seed: int) -> list[int]:
     """All rows' numbers in an order that the seed draws, each session's next to each other."""
     drawn = random.Random(seed)
     return [i for session in drawn.sample(sessions, len(sessions)) for i in drawn.sample(session, len(session))]

@@ -57,12 +57,12 @@ class Flat:
 
 def grow(rows: Sequence[Example]) -> list[Node]:
     """The tree's roots. A row's last token is in it only as a label: nothing comes after it."""
-    whole = [row.prompt + row.completion for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: whole[i])
+    read = [(row.prompt + row.completion)[:-1] for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: read[i])
     # A row with which another begins needs no place of its own: an earlier turn of a session, or the same row again.
-    own = [i for i, after in zip(order, [*order[1:], None], strict=True) if after is None or not _begins(whole[after], whole[i])]
+    own = [i for i, after in zip(order, [*order[1:], None], strict=True) if after is None or not _begins(read[after], read[i])]
     paths: dict[int, list[Node]] = {i: [] for i in own}
-    roots = _branch([(whole[i][:-1], i) for i in own], 0, paths)
+    roots = _branch([(read[i], i) for i in own], 0, paths)
     host = own[-1] if own else 0
     for i in reversed(order):
         host = i if i in paths else host

@@ -5,6 +5,8 @@ holder that was paused too long that it has been replaced.
 """
 
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +65,11 @@ def release(session: Session, held: Held) -> None:
     if lease is not None and lease.fence == held.fence:
         lease.expires_at = now()
         session.add(lease)
+
+
+def this_thread() -> str:
+    """A name for this thread among all that may want a lease: a holder is granted its own again."""
+    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from admin import erase as erasing
 from admin import exporting, reviews
 from admin.erase import Report, Wanted
 from admin.problems import Invalid, NotFound
-from distill import datasets
+from distill import datasets, discovery
 from distill.settings import DistillSettings
 from proxy.spool import Folder, Spool, nobody
 from serving import rollout
-from store import ids, keys, routes
+from store import captures as stored
+from store import ids, keys, moves, routes, tasks
 from store.capture import ROWS
 from store.packing import Packer
 from store.policy import Policy
@@ -226,9 +227,72 @@ def test_names_system_messages_and_templates_made_of_their_words_go(sqlite: Data
     forget(sqlite, settings)
     assert said_anywhere(sqlite, settings.home_path, CANARY, "xyzzy") == set()
     with sqlite.read() as session:
-        assert session.get_one(Task, mine).name == mine
+        assert session.get(Task, mine) is None  # nobody else had sent anything of it, and nobody had decided anything
         assert session.get_one(Task, shared).system == RULES
         assert len(session.exec(select(TaskTemplate)).all()) == 1
+
+
+def dated(words: str, number: int) -> str:
+    return f"{words} Today is the {number + 1}th day of the year {1990 + number}. {RULES}"
+
+
+def test_what_discovery_made_of_their_words_goes_and_is_made_anew_of_what_others_said(
+    db: Database, settings: DistillSettings
+) -> None:
+    """Templates, system texts and names of tasks that it found, merged or divided; one that clients named; one with a student."""
+    mine, ours = f"You are the clerk of {CANARY} and of nobody else.", "You are the clerk of everybody who comes in here."
+    theirs = [chain.exchange(n, dated(mine, n), USER) for n in range(20)]
+    chain.write(db, theirs)
+    discovery.turn(db)
+    with db.read() as session:
+        (found,) = session.exec(select(Task)).all()
+    assert CANARY in found.system
+    assert "xyzzy" in found.name
+    others = [chain.exchange(100 + n, dated(ours, n), f"person {n}") for n in range(20)]
+    named = {"metadata": {"task": "letters"}}
+    of_many = [
+        chain.exchange(200 + n, mine if n == 0 else ours, USER if n == 0 else f"person {n}", request=named) for n in range(3)
+    ]
+    for some in (others, of_many):
+        for capture in some:
+            capture.task_id = tasks.identify(orjson.loads(capture.request)).id
+        chain.write(db, some)
+    discovery.turn(db)
+    with db.begin() as session:
+        other = session.exec(select(Task).where(col(Task.system).contains("everybody"))).one()
+        kept = session.get_one(Task, found.id)
+        moves.merge(session, kept, [other], by="tests")
+        segments = [f"I am {CANARY} and ask"]
+        part = moves.part(session, kept, tasks.Identity(*tasks.part_of(kept.id, segments), teacher_model="big", system=kept.system))
+        template = {"task_id": part.id, "scope": kept.id, "segments": segments, "gaps": [9, 9]}
+        session.add(TaskTemplate(**template, changed_by=discovery.ACTOR))
+        session.flush()
+        stored.move(session, sorted(each.id for each in theirs)[-2:], part.id)  # the whole's are looked at before
+    student = Task(id="task_5a5a5a5a5a5a5a5a", name=f"xyzzy-plugh-{'5a' * 3}", system=mine, shape="s")
+    with db.begin() as session:
+        session.add(student)
+    alone = [chain.exchange(300 + n, mine, USER, task_id=student.id, answer=f"{CANARY} {n % 4}") for n in range(80)]
+    for start in range(0, 80, 20):
+        with db.begin() as session:
+            stored.write(session, alone[start : start + 20], Packer())
+    chain.pair(db, student.id)
+    chain.train(db, chain.freeze(db, student.id, settings), settings)
+    assert said_anywhere(db, settings.home_path) >= {"tasks", "task_templates"}
+
+    forget(db, settings)
+    assert said_anywhere(db, settings.home_path, CANARY, "xyzzy", "plugh", USER) == set()
+    with db.read() as session:
+        kept = session.get_one(Task, found.id)
+        assert kept.system.startswith(ours)
+        assert kept.name == tasks.name_of(kept.id, kept.system)
+        assert session.get(Task, part.id) is None
+        letters = session.exec(select(Task).where(Task.name == "letters")).one()
+        assert letters.system == ours
+        assert (session.get_one(Task, student.id).system, session.get_one(Task, student.id).name) == ("", student.id)
+    discovery.turn(db)  # what is left is learned from again
+    with db.read() as session:
+        assert session.exec(select(TaskTemplate).where(TaskTemplate.task_id == kept.id)).first() is not None
+    assert said_anywhere(db, settings.home_path, CANARY, "xyzzy", "plugh", USER) == set()
 
 
 def test_a_task_of_which_nothing_else_is_known_loses_its_students(sqlite: Database, settings: DistillSettings) -> None:

@@ -35,6 +35,14 @@ def test_shared_beginnings_are_counted_once_a_step() -> None:
     assert estimate.count(rows, choices.model_copy(update={"share_prefix": False}), 8).computed == work.tokens
 
 
+def test_the_turns_of_a_session_are_counted_in_one_step_as_they_are_trained() -> None:
+    choices = recipe.load().model_copy(update={"batch_rows": 4})
+    begins = [[1000 + 100 * session + i for i in range(40)] for session in range(5)]
+    rows = [Example(prompt=begin[: 10 * turn], completion=[begin[10 * turn], 2]) for turn in range(1, 4) for begin in begins]
+    computed = estimate.count(rows, choices.model_copy(update={"batch_rows": 3}), len(rows)).computed
+    assert computed == 5 * 31  # the longest turn, but for its last token: in it are the others
+
+
 def test_of_many_rows_some_tell_of_all() -> None:
     choices = recipe.load().model_copy(update={"batch_rows": 4})
     rows = [Example(prompt=[*range(50), 200 + n], completion=[2]) for n in range(40)]

@@ -14,10 +14,10 @@ from sqlmodel import desc, func, select
 
 from distill import datasets, evaluate, lineage, pipeline, recipe, runs
 from distill.settings import DistillSettings
-from store import policy
+from store import leases, policy
 from store.session import Database
 from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome, RolloutStage, RunStatus
-from store.tables import Adapter, AuditEvent, Engine, Evaluation, EvaluationItem, Rollout, Run, RunStep, Task, Verdict
+from store.tables import Adapter, AuditEvent, Engine, Evaluation, EvaluationItem, Pair, Rollout, Run, RunStep, Task, Verdict
 from tests.distill.conftest import exchange
 
 Answer = Callable[[str, bool], str]  #: (the prompt's number, asked as the teacher) -> answer
@@ -346,3 +346,23 @@ def test_a_student_without_the_long_prompt_is_trained_judged_and_kept_with_its_t
     card = (settings.home_path / adapter.path / "README.md").read_text()
     assert verdict.reason in card
     assert "without the fixed part" in card
+
+
+def test_pairs_are_made_by_one_at_a_time(db: Database, put: Callable[..., str], settings: DistillSettings) -> None:
+    """Two at once would not know of each other's clusters."""
+    task = put(*(exchange(f"Is {n} odd?", "odd") for n in range(30)))
+
+    def pairs() -> int:
+        with db.read() as session:
+            return session.exec(select(func.count()).select_from(Pair)).one()
+
+    with leases.hold(db, f"pairs {task}", "another", 60):
+        pipeline.gather_alone(db, task, settings)
+        assert pairs() == 0
+    with leases.hold(db, f"pairs {task}", leases.this_thread(), 60):
+        other = threading.Thread(target=pipeline.gather_alone, args=(db, task, settings))
+        other.start()
+        other.join()
+        assert pairs() == 0
+    pipeline.gather_alone(db, task, settings)
+    assert pairs() == 30
