@@ -93,10 +93,10 @@ def steps(running: rig.Rig, more_than: int) -> int:
         run = a_run(session)
         return run.step if run is not None and run.step > more_than else None
 
-    return running.until(look, 120, f"more than {more_than} steps")
+    return running.until(look, 300, f"more than {more_than} steps")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_checkpoint(running: rig.Rig) -> None:
     acknowledged = [ask(running, ticket) for ticket in tickets.draw(1, 80)]
     with running.db.begin() as session:
@@ -114,7 +114,7 @@ def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_check
     assert not left_of(everything)  # no orphan keeps running
 
     restart(running)
-    done = running.until(lambda s: (r := a_run(s)) and (r if r.status == RunStatus.SUCCEEDED else None), 300, "the run's end")
+    done = running.until(lambda s: (r := a_run(s)) and (r if r.status == RunStatus.SUCCEEDED else None), 600, "the run's end")
     assert done.step == done.total_steps
     with running.db.read() as session:
         curve = session.exec(select(RunStep.step).where(RunStep.run_id == done.id).order_by(col(RunStep.step))).all()
@@ -128,7 +128,7 @@ def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_check
     assert 0 < json.loads(summary)["result"]["resumed_from"] < done.total_steps
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_wheel_came_to_a_verdict_and_the_teacher_keeps_answering(running: rig.Rig) -> None:
     verdict = running.until(lambda s: s.exec(select(Verdict)).first(), 400, "a verdict on the random student")
     assert verdict.outcome != "passed"
