@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from distill import agreement, curve, datasets, estimate, runs, scoring
+from distill import curve, estimate, runs, scoring
 from distill.agreement import Kind
 from distill.curve import Advice, BreakEven, Economy, Point
 from distill.recipe import Recipe
@@ -26,8 +26,6 @@ from store.states import Outcome, RunPurpose, Server
 from store.tables import Adapter, Capture, Dataset, LearningCurve, Run, Verdict
 
 log = logging.getLogger("stillroom.distill")
-LEAST_ROWS = 32  #: of a point
-LEAST_VALIDATION = 20  #: rows
 DAYS = 14  #: of traffic that tell what a day is like
 TEXT = "The answers are free text, which takes a judge to compare: what more rows would do cannot be said."
 
@@ -39,7 +37,7 @@ def is_due(session: Session, verdict: Verdict, policy: Policy) -> bool:
     dataset = session.get_one(Dataset, run.dataset_id)
     if policy.curve == "never" or (policy.curve == "auto" and verdict.outcome == Outcome.PASSED):
         return False
-    if dataset.validation_rows < LEAST_VALIDATION or dataset.train_rows * curve.SHARES[-2] < LEAST_ROWS:
+    if dataset.validation_rows < scoring.LEAST_VALIDATION or dataset.train_rows * curve.SHARES[-2] < scoring.LEAST_ROWS:
         return False
     known = session.get(LearningCurve, run.id)
     return known is None or known.finished_at is None
@@ -73,12 +71,12 @@ def measure(
         session.add(kept)
         if kept.finished_at is not None:
             return kept
-    if _kind(dataset, settings) is Kind.TEXT:
+    if scoring.kind(dataset, settings) is Kind.TEXT:
         return _finish(db, run.id, [], None, TEXT)
     points, scores = [], list[Score]()
     for share in curve.SHARES:
         rows = round(share * dataset.train_rows)
-        if rows < LEAST_ROWS:
+        if rows < scoring.LEAST_ROWS:
             continue
         scores.append(_score(db, run, dataset, share, base, settings, check))
         points.append(Point(rows, scores[-1].judged - scores[-1].exact, scores[-1].judged))
@@ -127,11 +125,6 @@ def _finish(db: Database, run_id: str, points: list[Point], found: tuple[Advice,
 
 def _holdout(dataset: Dataset, policy: Policy) -> int:
     return min(dataset.holdout_rows, policy.holdout_max)
-
-
-def _kind(dataset: Dataset, settings: DistillSettings) -> Kind:
-    rows = list(datasets.read(settings.home_path / dataset.path, "validation"))
-    return agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
 
 
 def _economy(session: Session, run: Run, score: Score, policy: Policy, settings: DistillSettings) -> Economy:

@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows, choices = data.read(options.data), recipe.load(options.recipe)
-        transform = prompts.read(json.loads(options.transform.read_bytes())) if options.transform else None
+        transform = data.transform(options.transform)
         some = rows if len(rows) <= COUNTED else random.Random(choices.seed).sample(rows, COUNTED)
         began = time.perf_counter()
         found = list(data.tokenize(options.base, some, transform, longest=choices.max_length))

@@ -29,9 +29,9 @@ from typing import Any, Protocol
 import psutil
 
 from distill.settings import DistillSettings
+from distill.world import LOST
 from store import children
 
-LOST = 3  #: what a trainer ends with when another one has left it alone (`distill.train`)
 STOPPED = 143  #: what it ends with when it was told to stop, and has put its work in safety
 LOOK_SECONDS = 0.2
 GRACE_SECONDS = 10.0  #: to end a step and write a checkpoint

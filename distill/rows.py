@@ -60,6 +60,11 @@ def read(path: Path) -> list[TrainRow]:
     return rows
 
 
+def transform(path: Path | None) -> Transform | None:
+    """The transform in a JSON file; None without one. Raises BadTransform, OSError."""
+    return prompts.read(json.loads(path.read_bytes())) if path is not None else None
+
+
 def tokenize(
     base: Path, rows: Sequence[TrainRow], transform: Transform | None, *, longest: int | None = None, preferring: bool = False
 ) -> Iterator[Item]:

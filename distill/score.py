@@ -138,9 +138,10 @@ def _load(base: Path, adapter: Path) -> "PreTrainedModel":
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from distill import student
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if fast else torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=student.fast_dtype(device))
     merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return merged.to(device).eval()
 
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--transform", type=Path, help="what the student is shown instead of the whole prompt")
     options = parser.parse_args(arguments)
     try:
-        transform = prompts.read(json.loads(options.transform.read_bytes())) if options.transform else None
+        transform = data.transform(options.transform)
         found = score(options.base, options.adapter, data.read(options.data), transform)
     except (BadData, prompts.BadTransform, OSError) as error:
         print(json.dumps({"error": str(error)}), flush=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill import process, runs
+from distill import agreement, datasets, process, runs
+from distill.agreement import Kind
 from distill.runs import RunFailed
 from distill.score import Score
 from distill.settings import DistillSettings
@@ -13,6 +14,14 @@ from store.session import Database
 from store.tables import Dataset, Run
 
 ATTEMPTS = 3  #: of a scoring that is killed
+LEAST_ROWS = 32  #: of a training that is compared with others: fewer tell nothing
+LEAST_VALIDATION = 20  #: rows to judge it by
+
+
+def kind(dataset: Dataset, settings: DistillSettings) -> Kind:
+    """What the answers are, by the validation rows."""
+    rows = list(datasets.read(settings.home_path / dataset.path, "validation"))
+    return agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
 
 
 def of(db: Database, run_id: str, base: Path, settings: DistillSettings, check: Callable[[], None]) -> Score:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from distill import agreement, curve, datasets, estimate, gate, pareto, runs, scoring, stripping
+from distill import curve, datasets, estimate, gate, pareto, runs, scoring, stripping
 from distill.agreement import Kind
 from distill.pareto import Option
 from distill.recipe import Recipe
@@ -29,8 +29,6 @@ from store.tables import Dataset, Run, Search, Trial, Verdict
 
 log = logging.getLogger("stillroom.distill")
 SHARES = curve.SHARES  #: so that what was searched with is a learning curve too
-LEAST_ROWS = 32  #: of a rung: fewer tell nothing, and the next one is the first
-LEAST_VALIDATION = 20  #: rows
 MOST_TRIALS = 40
 BY_CHANCE = 6  #: trials, before what is known of the others is made use of
 LEARNING_RATES = 5.0  #: up to so many times the usual one, and down to so small a part
@@ -41,7 +39,7 @@ def is_due(policy: Policy, dataset: Dataset) -> bool:
     """Whether to search before training on this dataset: the policy's word, or the number of rows; and something to judge by."""
     if policy.search == "off" or (policy.search == "auto" and dataset.train_rows < policy.search_rows):
         return False
-    return dataset.validation_rows >= LEAST_VALIDATION
+    return dataset.validation_rows >= scoring.LEAST_VALIDATION
 
 
 def unfinished(session: Session, task_id: str) -> Search | None:
@@ -129,7 +127,7 @@ class _Search:
     ) -> None:
         self.db, self.search, self.dataset, self.policy, self.settings, self.check = db, search, dataset, policy, settings, check
         self.bases = {name: Path(name) for name in search.space["base_model"]} | {search.base_model: base}
-        shares = [share for share in SHARES if share == 1 or share * dataset.train_rows >= LEAST_ROWS]
+        shares = [share for share in SHARES if share == 1 or share * dataset.train_rows >= scoring.LEAST_ROWS]
         self.shares = dict(zip(range(len(SHARES) - len(shares), len(SHARES)), shares, strict=True))  # by rung
         self.usual = Recipe.model_validate(search.recipe)
         self.bits_a_nat: dict[str, float] = {}  # by base model
@@ -257,7 +255,7 @@ class _Search:
             number: scoring.of(self.db, trial.rungs[-1]["run_id"], self.bases[trial.base_model], self.settings, self.check)
             for number, trial in whole.items()
         }
-        kind = _kind(self.dataset, self.settings)
+        kind = scoring.kind(self.dataset, self.settings)
         holdout = max(gate.ROWS, min(self.dataset.holdout_rows, self.policy.holdout_max))  # as if there were enough rows to tell
         chances = {
             number: None if kind is Kind.TEXT
@@ -318,11 +316,6 @@ def _budget(policy: Policy, settings: DistillSettings) -> float | None:
     if policy.search_usd is not None and settings.compute_usd_hour:
         limits.append(policy.search_usd / settings.compute_usd_hour * 3600)
     return min(limits, default=None)
-
-
-def _kind(dataset: Dataset, settings: DistillSettings) -> Kind:
-    rows = list(datasets.read(settings.home_path / dataset.path, "validation"))
-    return agreement.detect([row.completion for row in rows], [row.response_format for row in rows])
 
 
 def _self_agreement(session: Session, task_id: str) -> float:

@@ -87,6 +87,12 @@ def save_whole(pupil: Student, folder: Path, base: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
+def fast_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device computes fast with it, else float32."""
+    fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
 class LoraLinear(lora.Linear):  # type: ignore[misc]
     """x W' + x A' B' alpha / r, as PEFT computes it, in the type of x.
 
@@ -202,7 +208,4 @@ def _extract(pupil: Student, served: Student) -> float:
 
 
 def _dtype(recipe: Recipe, device: str) -> torch.dtype:
-    if recipe.dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+    return fast_dtype(device) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)

@@ -29,7 +29,7 @@ from distill import recipe as recipes
 from distill import rows as data
 from distill.recipe import Recipe
 from distill.rows import BadData, Item, TrainRow
-from distill.world import ALONE, PeerLost, World, join
+from distill.world import ALONE, LOST, PeerLost, World, join
 from store import prompts
 from store.prompts import Transform
 
@@ -44,7 +44,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 Outcome = TypeVar("Outcome")
-LOST = 3  #: the exit code of a process that another one of the same training has left alone
 LEAST_BUDGET = 64  #: tokens; memory that does not suffice for so many is too little
 
 
@@ -405,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if recipe.method != "qlora":
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # PEFT would load it: two seconds for nothing
         validation = data.read(options.validation) if options.validation else []
-        transform = prompts.read(json.loads(options.transform.read_text())) if options.transform else None
+        transform = data.transform(options.transform)
         if not (options.base / "config.json").is_file():
             raise BadData(f"{options.base} is no model folder: it has no config.json")
         with join() as world, _json_lines() if options.json else _bar() if world.first else nullcontext(_silently) as on_progress:

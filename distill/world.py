@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from distill.render import Example
 
+LOST = 3  #: the exit code of a process that another one of the same training has left alone
 BUCKET = 1 << 24  #: numbers that are summed over the processes at once
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from distill import datasets, due, estimate, pipeline, recipe, runs, search
+from distill import datasets, due, estimate, pipeline, recipe, runs, scoring, search
 from distill.settings import DistillSettings
 from store.policy import Policy
 from store.session import Database
@@ -52,7 +52,7 @@ def test_a_search_that_is_stopped_goes_on_where_it_was_and_its_choice_is_a_candi
     db: Database, dataset: Dataset, base: Path, settings: DistillSettings
 ) -> None:
     assert search.is_due(POLICY, dataset)
-    assert search.LEAST_ROWS * 2 <= dataset.train_rows < search.LEAST_ROWS * 4
+    assert scoring.LEAST_ROWS * 2 <= dataset.train_rows < scoring.LEAST_ROWS * 4
     search_id = begun(db, dataset, settings)
 
     def stop() -> None:
