@@ -427,10 +427,14 @@ print(train(base=base, rows=read_rows(data), out=out, recipe=recipe, on_progress
         arguments = [base, data, tmp_path / str(megabytes), tmp_path / "recipe.json", str(megabytes << 20)]
         return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
 
-    little, less = attempt(400), attempt(1)
-    assert little.stdout.strip() == "1", little.stderr[-2000:]
-    assert "not enough memory" in little.stderr
-    assert less.returncode != 0
+    for megabytes in (400, 200, 100, 50, 25):  # what the allocator still holds, and so what is too little, differs by machine
+        little = attempt(megabytes)
+        assert little.stdout.strip() == "1", little.stderr[-2000:]
+        if "not enough memory" in little.stderr:
+            break
+    else:
+        pytest.fail("memory sufficed everywhere")
+    assert attempt(1).returncode != 0
 
 
 def test_a_training_that_is_killed_at_one_place_again_and_again_takes_less_memory(base: Path, tmp_path: Path) -> None:
