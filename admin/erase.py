@@ -6,7 +6,6 @@ they are to be taken back at once.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ def erase(
         going = {capture_id for some in found.values() for capture_id in some}
         for task_id, capture_ids in found.items():
             say(f"{task_id}: erasing {len(capture_ids)} captures")
-            _forget(db, settings, task_id, capture_ids, going, report)
+            _forget(db, task_id, capture_ids, going, report)
 
     say("deleting files, and what the database has of deleted rows")
     swept, files = leftovers.sweep(db, settings, task_ids)
@@ -150,9 +149,7 @@ def _find(db: Database, wanted: Wanted, key_ids: Sequence[str], after: str) -> t
     return found, after
 
 
-def _forget(
-    db: Database, settings: StoreSettings, task_id: str, capture_ids: Sequence[str], going: set[str], report: Report
-) -> None:
+def _forget(db: Database, task_id: str, capture_ids: Sequence[str], going: set[str], report: Report) -> None:
     """Everything that the database, exports and dictionaries have of these captures, all of one task. `going`: others' too."""
     lines: set[bytes] = set()
     with db.read() as session:
@@ -163,14 +160,20 @@ def _forget(
             said = session.exec(select(Review).where(col(Review.capture_id).in_(some), col(Review.correction).is_not(None))).all()
             for row in rows:
                 corrections = [each.correction for each in said if each.capture_id == row.capture_id and each.correction]
+                for each in [*corrections]:
+                    corrections += exporting.redacted(session, task_id, {row.capture_id: each}).values()
                 lines |= {hashlib.sha256(line).digest() for line in exporting.ever(row, corrections)}
     _exports(db, task_id, lines, report)
+    # Before the captures go: of them it is known what was only theirs, also when this is done again.
     only = traces.only(db, task_id, going, (capture for some in chunks(capture_ids) for capture in _these(db, some)))
+    report.dictionaries += traces.remove(db, only, going)
     for some in chunks(capture_ids):
         for left in reversed(range(TRIES)):
             try:
                 with db.begin() as session:
                     gone = _delete(session, some)
+                    if session.exec(select(Capture.id).where(Capture.task_id == task_id).limit(1)).first() is None:
+                        _empty(session, task_id, report)
                 break
             except IntegrityError:  # on PostgreSQL a pair was made of one of them at the same moment
                 if not left:
@@ -179,10 +182,6 @@ def _forget(
         for table, number in gone.items():
             report.rows[table] = report.rows.get(table, 0) + number
     report.pairs = report.rows.get("pairs", 0)
-    report.dictionaries += traces.remove(db, only)
-    with db.begin() as session:
-        if session.exec(select(Capture.id).where(Capture.task_id == task_id).limit(1)).first() is None:
-            _empty(session, task_id, settings, report)
     report.tasks += [name] if name not in report.tasks else []
 
 
@@ -228,13 +227,12 @@ def _dependents(session: Session, table: sa.Table, ids: Sequence[Any]) -> dict[s
     return gone
 
 
-def _empty(session: Session, task_id: str, settings: StoreSettings, report: Report) -> None:
-    """Nothing else is known of a task: its adapters learned from what is erased alone, and go; so does its row if it can."""
+def _empty(session: Session, task_id: str, report: Report) -> None:
+    """Nothing else is known of a task: its adapters learned from what is erased alone, and end; so does its row if it can."""
     if session.get(Task, task_id) is None:
         return
     if traces.forget(session, task_id):
         _drop(session, task_id)
-        shutil.rmtree(settings.artifacts / task_id, ignore_errors=True)
         return
     adapters = session.exec(select(Adapter).where(Adapter.task_id == task_id)).all()
     if (route := session.get(Route, task_id)) is not None and route.adapter_id is not None:
@@ -244,7 +242,6 @@ def _empty(session: Session, task_id: str, settings: StoreSettings, report: Repo
     for adapter in adapters:
         adapter.transform, adapter.stale_since = None, adapter.stale_since or now()
     session.get_one(Task, task_id).train_asked_at = None
-    shutil.rmtree(settings.artifacts / task_id, ignore_errors=True)
     if adapters:
         report.notes.append(f"nothing else was known of {task_id}: its {len(adapters)} adapters are deleted, its teacher answers")
 
@@ -271,6 +268,8 @@ def _exports(db: Database, task_id: str, lines: set[bytes], report: Report) -> N
         if not lines:
             return
         file = Path(name) if isinstance(name, str) else None
+        if file is not None:
+            report.files += exporting.discard_torn(file)
         if file is None or not file.is_file():
             where = f"to {name}, which is not there (any more)" if name else "through the API"
             report.notes.append(f"{task_id} was exported {where}: whoever has it has to take the lines out")

@@ -16,7 +16,7 @@ from sqlmodel import col, select
 from store.session import Database
 from store.settings import StoreSettings
 from store.states import DatasetStatus
-from store.tables import Dataset, Pair
+from store.tables import Adapter, Capture, Dataset, Pair, Run, Search, Task, TaskAlias
 
 BATCH = 200  #: rows in one statement
 SPOOL_SECONDS = 30.0  # to wait for what is in the spool to be stored
@@ -84,12 +84,36 @@ def sweep(db: Database, settings: StoreSettings, task_ids: set[str]) -> tuple[li
         if dataset.status == DatasetStatus.ERASED and folder.is_dir():
             shutil.rmtree(folder)
             swept.append(dataset.id)
+    for folder in _orphans(db, settings):
+        files += sum(file.is_file() for file in folder.rglob("*"))
+        shutil.rmtree(folder, ignore_errors=True)
     touched = task_ids | {dataset.task_id for dataset in datasets if dataset.status == DatasetStatus.ERASED}
     for file in (file for task_id in touched for file in (settings.artifacts / task_id).rglob("*.jsonl")):
         if file.parent not in kept and file.is_file() and _has_gone(db, file):
             file.unlink()
             files += 1
     return swept, files
+
+
+def _orphans(db: Database, settings: StoreSettings) -> list[Path]:
+    """Folders of what was learned from erased things and is nobody's: no adapter's, or one's of a task that has nothing else."""
+    root, settled = settings.artifacts, time.time() - 60  # younger ones may be getting their row
+    folders = [each for name in ("runs/*", "searches/*", "task_*") for each in root.glob(name) if each.stat().st_mtime < settled]
+    with db.read() as session:
+        runs = session.exec(select(Run)).all()
+        erased = set(session.exec(select(Dataset.id).where(Dataset.status == DatasetStatus.ERASED)))
+        stale = {each.run_id: each.task_id for each in session.exec(select(Adapter).where(col(Adapter.stale_since).is_not(None)))}
+        adapters = set(session.exec(select(Adapter.run_id)))
+        empty = {
+            task_id for task_id in stale.values()
+            if session.exec(select(Capture.id).where(Capture.task_id == task_id).limit(1)).first() is None
+        }  # fmt: skip
+        searches = set(session.exec(select(Search.id)))
+        tasks = {*session.exec(select(Task.id)), *session.exec(select(TaskAlias.id))}
+    known = {run.id for run in runs} | searches | tasks
+    gone = {run.id for run in runs if run.dataset_id in erased and (run.id not in adapters or stale.get(run.id) in empty)}
+    found = [each for each in (root / "runs").glob("*") if each.name in gone]
+    return found + [each for each in folders if each.name not in known]
 
 
 def clean_pages(db: Database) -> list[str]:

@@ -7,10 +7,14 @@ import sqlalchemy as sa
 from pydantic import BaseModel, Field
 from sqlmodel import Session, col, func, select
 
-from admin import captures, pages
+from admin import adapters, captures, pages
+from admin.adapters import AdapterLine
 from admin.pages import Page
-from admin.problems import NotFound
+from admin.problems import Conflict, NotFound
+from distill import runs
+from store import audit
 from store.columns import now
+from store.settings import StoreSettings
 from store.states import EvaluationStatus, Outcome, RunPurpose, RunStatus
 from store.tables import Adapter, Capture, Evaluation, EvaluationItem, Message, Pair, Run, RunStep, Verdict
 
@@ -65,6 +69,7 @@ class RunDetail(RunLine):
     score: dict[str, Any] | None = Field(description="On the validation rows.")
     adapter_id: str | None
     curve: list[CurvePoint]
+    epochs: list[int] = Field([], description="Of which it has left an adapter that can be judged too.")
 
 
 class EvaluationLine(BaseModel, from_attributes=True):
@@ -133,11 +138,9 @@ def listing(
     return Page(data=[_run_line(row, names) for row in rows], has_more=more)
 
 
-def one(session: Session, run_id: str) -> RunDetail:
+def one(session: Session, run_id: str, settings: StoreSettings) -> RunDetail:
     """A run with its loss curve. Raises NotFound."""
-    run = session.get(Run, run_id)
-    if run is None:
-        raise NotFound(f"There is no run {run_id!r}. `stillroom runs` lists them.", "unknown_run")
+    run = _find(session, run_id)
     curve = session.exec(select(RunStep).where(RunStep.run_id == run.id).order_by(col(RunStep.step)))
     return RunDetail(
         **_run_line(run, captures.task_names(session, {run.task_id})).model_dump(),
@@ -147,7 +150,26 @@ def one(session: Session, run_id: str) -> RunDetail:
         score=run.score,
         adapter_id=session.exec(select(Adapter.id).where(Adapter.run_id == run.id)).first(),
         curve=[CurvePoint.model_validate(point) for point in curve],
+        epochs=runs.kept_epochs(run.id, settings),
     )
+
+
+def take_epoch(session: Session, run_id: str, epoch: int, settings: StoreSettings, *, by: str, why: str = "") -> AdapterLine:
+    """Have the adapter of one of a run's epochs judged as a candidate. Raises NotFound, Conflict."""
+    run = _find(session, run_id)
+    try:
+        adapter = runs.take_epoch(session, run, epoch, settings)
+    except runs.RunFailed as failed:
+        raise Conflict(f"That epoch cannot be judged: {failed}.", "no_such_epoch") from failed
+    audit.record(session, by, "epoch taken", adapter.id, {"run": run.id, "epoch": epoch, "why": why})
+    return adapters.one(session, adapter.id)
+
+
+def _find(session: Session, run_id: str) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFound(f"There is no run {run_id!r}. `stillroom runs` lists them.", "unknown_run")
+    return run
 
 
 def evaluations(session: Session, *, task_id: str | None = None, after: str | None = None, limit: int = 50) -> Page[EvaluationLine]:

@@ -69,7 +69,7 @@ def only(db: Database, task_id: str, going: set[str], theirs: Iterable[Capture])
     return found
 
 
-def remove(db: Database, traces: Traces) -> int:
+def remove(db: Database, traces: Traces, going: set[str]) -> int:
     """Remove them. Returns how many dictionaries had some: what is packed with those is packed anew, some at a time."""
     if not traces:
         return 0
@@ -87,7 +87,7 @@ def remove(db: Database, traces: Traces) -> int:
                 alias.name = ""
         for task_id in {*traces.names, *(task_id for task_id, theirs in traces.systems.items() if theirs)}:
             if (task := session.get(Task, task_id)) is not None:
-                _describe(session, task)
+                _describe(session, task, going)
     for id in had:
         while True:
             with db.begin() as session:
@@ -96,11 +96,13 @@ def remove(db: Database, traces: Traces) -> int:
     return len(had)
 
 
-def _describe(session: Session, task: Task) -> None:
-    """Its system text, and a name that was made of one, anew: of what is known to be fixed, else of the latest capture left."""
+def _describe(session: Session, task: Task, going: set[str]) -> None:
+    """Its system text, and a name that was made of one, anew: of what is known to be fixed, else of the latest capture to stay."""
     row = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task.id, TaskTemplate.scope == task.shape)).first()
     part = session.exec(select(TaskTemplate).where(TaskTemplate.task_id == task.id, TaskTemplate.scope != task.shape)).first()
-    latest = session.exec(select(Capture).where(Capture.task_id == task.id).order_by(col(Capture.id).desc()).limit(1)).first()
+    newest = session.exec(select(Capture.id).where(Capture.task_id == task.id).order_by(col(Capture.id).desc()))
+    staying = next((each for each in newest if each not in going), None)
+    latest = None if staying is None else session.get(Capture, staying)
     prompt = None if latest is None else _prompt(latest)
     system = BETWEEN.join(row.segments) if row is not None and row.segments and task.shape else prompt.system if prompt else ""
     task.system = system

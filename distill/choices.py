@@ -126,12 +126,12 @@ def choose(session: Session, task_id: str, policy: Policy) -> Chosen:
 
 
 def _correction(session: Session, capture_id: str, review: Review | None, policy: Policy) -> Message | None:
-    """A person's answer; redacted together with the prompt that it answers, where the policy asks for that."""
+    """A person's answer; redacted where the policy asks for that."""
     if review is None or review.correction is None or not policy.redact:
         return None if review is None else review.correction
     from distill import pairs  # only here: what chooses is else light enough for whoever only asks whether a task can be trained
 
-    return pairs.judge(session.get_one(Capture, capture_id), policy, review.correction).completion
+    return pairs.redacted(session.get_one(Capture, capture_id), policy, review.correction)
 
 
 def _settled(candidates: Sequence[_Candidate], votes: dict[str, int], out: dict[str, str]) -> list[_Candidate]:

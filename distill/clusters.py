@@ -5,14 +5,17 @@ A task's clusters are held in memory while its pairs are made, and can be read f
 clusters are one, they become one, if they are on the same side; else the pair, the later, is left out.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from sqlmodel import Session, col, insert, select, update
 
-from distill import sketches
+from distill import caps, sketches
 from distill.sketches import Index, Shingles, Sketch, Template
 from store.policy import Policy
 from store.states import PairStatus, Split
@@ -23,6 +26,7 @@ VALIDATION_FROM = 100  # clusters: of a task's first hundred every row is needed
 SAMPLE = 512  # pairs from which it is learned what prompts share
 LEARN_EVERY = 256  # pairs
 RESKETCH = 1024  # pairs at most that are sketched anew when more is known of what they share
+FEW = 5  # users
 BEHIND = 0  # a clustering's version while pairs may be without a sketch
 
 STRADDLES = "a near-duplicate of pairs on different sides of the split"
@@ -53,7 +57,7 @@ class Clusters:
 
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
-        self._is_open = False
+        self._seen: tuple[Any, ...] | None = None  #: what there was in the rows when they were read, or written by this
 
     def behind(self, session: Session) -> bool:
         """Whether there may be pairs that have a side but no sketch: of before this was kept, or of a task merged into this one."""
@@ -61,13 +65,15 @@ class Clusters:
         return row is None or row.version != sketches.VERSION
 
     def open(self, session: Session) -> None:
-        """Read what the rows say, once: a second or two for 100,000 pairs. Sketches of another version are made anew."""
-        if self._is_open:
+        """Read what the rows say, unless nobody else has changed it since: a second or two for 100,000 pairs.
+
+        Nothing is written: who reads it before the transaction that writes keeps nobody waiting.
+        """
+        if self._seen == (seen := self._state(session)):
             return
-        self._is_open, task_id = True, self.task_id
+        self._seen, task_id = seen, self.task_id
         row = session.get(Clustering, task_id) or Clustering(task_id=task_id, version=BEHIND)
-        if row.version not in (sketches.VERSION, BEHIND):
-            session.execute(sa.delete(PairSketch).where(col(PairSketch.task_id) == task_id))
+        self._outdated = row.version not in (sketches.VERSION, BEHIND)  # sketches of another version are made anew
         self._behind = row.version != sketches.VERSION
         self.languages = dict(row.languages)
         self._made, self._learned = row.clusters, row.learned
@@ -96,16 +102,17 @@ class Clusters:
 
     def learn(self, session: Session, new: Sequence[Pair]) -> None:
         """Look at what prompts share, now and then: of the latest pairs and of these. Call it before these get their places."""
+        self._seen = None  # until it is saved: a transaction that fails leaves this as nobody's rows are
         count = len(self) + len(new)
         if count < max(sketches.ENOUGH, self._learned + min(self._learned, LEARN_EVERY)):
             return
         self._learned = count
-        prompts = {pair.conversation: pair.messages for pair in new[-SAMPLE:]}
-        if len(prompts) < SAMPLE // 2:
-            latest = _ready(self.task_id, Pair.conversation, Pair.messages).order_by(col(Pair.capture_id).desc())
-            prompts = {row.conversation: row.messages for row in session.execute(latest.limit(SAMPLE // 2))} | prompts
+        latest: list[Any] = [*new[-SAMPLE:]]
+        if len({pair.conversation for pair in latest}) < SAMPLE // 2:
+            rows = _ready(self.task_id, Pair.conversation, Pair.contributor, Pair.messages).order_by(col(Pair.capture_id).desc())
+            latest = [*reversed(session.execute(rows.limit(SAMPLE // 2)).all()), *latest]
         known = self._template
-        self._template = sketches.learn([_shingles(messages, fixed=True) for messages in prompts.values()], known)
+        self._template = sketches.learn([_shingles(messages, fixed=True) for messages in _voices(latest)], known)
         if self._template is not known and len(self) <= RESKETCH:
             self._sketch_again(session)
 
@@ -119,6 +126,7 @@ class Clusters:
 
         Returns why it cannot have a place, and leaves it as it is; else "".
         """
+        self._seen = None
         named = {self._find(cluster) for cluster in linked if cluster}
         alike = self._index.near(sketch)
         near = {self._find(self._clusters[number]) for number, share in alike.items() if share >= sketches.NEAR}
@@ -163,6 +171,9 @@ class Clusters:
     def save(self, session: Session) -> None:
         """Write what is new. The pairs that were given a place must be in the session."""
         session.flush()
+        if self._outdated:
+            session.execute(sa.delete(PairSketch).where(col(PairSketch.task_id) == self.task_id))
+            self._outdated = False
         old = {cluster: self._find(cluster) for cluster in self._merged}
         for cluster, into in old.items():
             same = (col(Pair.task_id) == self.task_id, col(Pair.cluster) == cluster)
@@ -177,7 +188,14 @@ class Clusters:
         row = Clustering(task_id=self.task_id, version=version, clusters=self._made, learned=self._learned)
         row.most, row.many, row.languages = most, many, self.languages
         session.merge(row)
-        self._new, self._merged = {}, set()
+        session.flush()
+        self._new, self._merged, self._seen = {}, set(), self._state(session)
+
+    def _state(self, session: Session) -> tuple[Any, ...]:
+        """What changes whenever somebody else makes pairs, merges tasks or erases."""
+        row = session.get(Clustering, self.task_id)
+        ours = select(sa.func.count(), sa.func.max(col(PairSketch.pair_id))).where(PairSketch.task_id == self.task_id)
+        return (row and row.version, row and row.clusters, row and row.learned, *session.exec(ours).one())
 
     def _read(self, session: Session) -> set[str]:
         """Clusters, sides and sketches of the task's pairs, of which an index is read and no row: rows are long.
@@ -186,7 +204,7 @@ class Clusters:
         """
         pairs = session.execute(_ready(self.task_id, Pair.id, Pair.cluster, Pair.split)).all()
         ours = select(PairSketch.pair_id, PairSketch.sketch).where(PairSketch.task_id == self.task_id)
-        known = dict(session.exec(ours).all())
+        known = {} if self._outdated else dict(session.exec(ours).all())
         placed = sorted((row for row in pairs if row.id in known), key=lambda row: row.id)
         self._clusters = [row.cluster or row.id for row in placed]
         self._side |= {cluster: row.split for cluster, row in zip(self._clusters, placed, strict=True)}
@@ -212,6 +230,23 @@ class Clusters:
         while cluster in self._into:
             cluster = self._into[cluster]
         return cluster
+
+
+def _voices(pairs: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    """Prompts' messages, the latest of each conversation, and of one user no more than three times what is usual: what one sends
+    again and again is no template. Among fewer than five users it may well be.
+    """
+    prompts = {pair.conversation: pair for pair in pairs}
+    users = Counter(pair.contributor for pair in prompts.values() if pair.contributor)
+    if len(users) < FEW:
+        return [pair.messages for pair in prompts.values()]
+    share, had = math.ceil(caps.USUAL * median(users.values())), Counter[str]()
+    found = []
+    for pair in reversed(prompts.values()):
+        had[pair.contributor] += 1
+        if not pair.contributor or had[pair.contributor] <= share:
+            found.append(pair.messages)
+    return found
 
 
 def _shingles(messages: list[dict[str, Any]], *, fixed: bool) -> Shingles:

@@ -169,7 +169,7 @@ def _known_pace(session: Session, run: Run) -> Pace | None:
 def _measure(
     run: Run, dataset: Dataset, base: Path, settings: DistillSettings, check: Callable[[], None], pace: Pace | None
 ) -> tuple[Work, Pace]:
-    folder = runs.folder(run, settings)
+    folder = settings.run_folder(run.id)
     folder.mkdir(parents=True, exist_ok=True)
     choices = folder / "recipe.json"
     choices.write_text(json.dumps(run.recipe))

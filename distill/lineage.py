@@ -22,12 +22,12 @@ from sqlmodel import Session, col, select
 from distill import content, datasets
 from distill.card import CARD
 from distill.datasets import Row
-from store import prompts
+from store import policy, prompts
 from store.blobs import BadFrame
 from store.session import Database
 from store.settings import StoreSettings
 from store.states import DatasetStatus, ReviewKind
-from store.tables import Adapter, Capture, Dataset, DatasetPair, Pair, Review, Run
+from store.tables import Adapter, Capture, Dataset, DatasetPair, Pair, Review, Run, Task
 
 LINEAGE = "lineage.json"
 SHOWN = 10  #: of what is broken in a hop
@@ -210,10 +210,16 @@ def _capture(hop: Hop, pair: Pair, capture: Capture | None) -> None:
 
 
 def _corrections(session: Session, pair: Pair) -> list[Any]:
-    """What people said the answer should be, of this pair and its duplicates."""
+    """What people said the answer should be, of this pair and its duplicates; as it is and, where the pair is redacted, as that."""
     same = select(Review.correction).join(Pair, col(Pair.capture_id) == col(Review.capture_id))
     same = same.where(Pair.task_id == pair.task_id, Pair.content_hash == pair.content_hash, Review.kind == ReviewKind.CORRECT)
-    return [correction for correction in session.exec(same) if correction is not None]
+    said = [correction for correction in session.exec(same) if correction is not None]
+    task, capture = session.get(Task, pair.task_id), session.get(Capture, pair.capture_id)
+    if task is None or capture is None or not task.policy.get("redact"):
+        return said
+    from distill import pairs  # only here: `due` asks this file's users, and pairs take much to load
+
+    return said + [pairs.redacted(capture, policy.of(task), dict(correction)) for correction in said]
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -57,6 +57,11 @@ def extract(session: Session, task_id: str, policy: Policy, *, limit: int = 500,
     return len(captures)
 
 
+def are_missing(session: Session, task_id: str) -> bool:
+    """Whether there is something to make pairs of."""
+    return any(session.exec(query(task_id).limit(1)).first() is not None for query in (_unseen, _corrected))
+
+
 def judge(capture: Capture, policy: Policy, correction: Message | None = None) -> Pair:
     """The capture's pair, READY without a place yet, or EXCLUDED with its reason. Reads only the capture, and a correction."""
     pair = Pair(task_id=capture.task_id, capture_id=capture.id, status=PairStatus.EXCLUDED)
@@ -80,6 +85,11 @@ def judge(capture: Capture, policy: Policy, correction: Message | None = None) -
         return Pair(task_id=pair.task_id, capture_id=pair.capture_id, status=pair.status, reason="its JSON is nested too deeply")
     pair.status = PairStatus.READY
     return pair
+
+
+def redacted(capture: Capture, policy: Policy, correction: Message) -> Message:
+    """A person's answer, redacted together with the prompt that it answers: the same values become the same ones."""
+    return judge(capture, policy, correction).completion if policy.redact else correction
 
 
 def contributor(request: dict[str, Any], capture: Capture) -> str:

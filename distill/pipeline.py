@@ -9,6 +9,7 @@ Each hop is keyed by its input and gives back what is already there, so a crash 
 import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +27,7 @@ from store.states import AdapterStatus, EngineStatus, EvaluationStatus, Outcome,
 from store.tables import Adapter, Dataset, Engine, Evaluation, Rollout, Run, Search, Task, Verdict
 
 log = logging.getLogger("stillroom.distill")
+KEPT = 8  #: tasks whose clusters stay in memory between two looks
 
 
 class NotReady(Exception):
@@ -97,9 +99,12 @@ def gather(db: Database, task_id: str, check: Callable[[], None] = lambda: None)
 
     `check` is called before each transaction and raises if this process must stop.
     """
-    looked_at, known = 0, Clusters(task_id)
+    looked_at, known = 0, _clusters(db, task_id)
     while True:
         check()
+        with db.read() as session:
+            if pairs.are_missing(session, task_id) or known.behind(session):
+                known.open(session)  # here, where it keeps nobody waiting
         with db.begin() as session:
             task = session.get(Task, task_id)
             if task is None or task.status == TaskStatus.IGNORED:
@@ -108,6 +113,12 @@ def gather(db: Database, task_id: str, check: Callable[[], None] = lambda: None)
         looked_at += found
         if found == 0:
             return looked_at
+
+
+@lru_cache(maxsize=KEPT)
+def _clusters(_db: Database, task_id: str) -> Clusters:
+    """Those of the last turn: they look themselves whether they are as the rows say."""
+    return Clusters(task_id)
 
 
 def judge(db: Database, evaluation_id: str, settings: DistillSettings) -> Verdict:
@@ -178,11 +189,12 @@ def _begin(db: Database, task_id: str, base_model: str, settings: DistillSetting
     with db.read() as session:
         task = session.get_one(Task, task_id)
         run, searching = runs.unfinished(session, task_id), search.unfinished(session, task_id)
+    other = "it was begun for the base model {}, and vLLM has {} now"
     if run is not None and run.status != RunStatus.SUCCEEDED and run.base_model != base_model:
-        runs.fail(db, run.id, f"it was begun for the base model {run.base_model}, and vLLM has {base_model} now", settings)
+        runs.fail(db, run.id, other.format(run.base_model, base_model), settings)
         run = None
     if searching is not None and searching.base_model != base_model:
-        search.fail(db, searching.id, f"it was begun for the base model {searching.base_model}, and vLLM has {base_model} now")
+        search.fail(db, searching.id, other.format(searching.base_model, base_model), settings)
         searching = None
     if begun := run or searching:
         with db.read() as session:
@@ -211,7 +223,7 @@ def _search(db: Database, begun: Search, base: Path, settings: DistillSettings, 
     try:
         return search.run(db, begun.id, base, policy, settings, check)
     except OSError as error:
-        search.fail(db, begun.id, str(error))
+        search.fail(db, begun.id, str(error), settings)
         raise runs.RunFailed(str(error)) from error
 
 

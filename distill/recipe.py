@@ -32,7 +32,10 @@ class Recipe(BaseModel):
     patience: int = Field(
         ge=0, description="Stop after so many epochs without a lower loss on the validation rows, and keep the best; 0: never."
     )
-    keep_epochs: bool = Field(description="Keep an adapter of each epoch, not only the last or the best.")
+    keep_epochs: bool = Field(description="Keep an adapter of each epoch, not only the last or the best: it can be judged later.")
+    take_epoch: int = Field(
+        ge=0, description="Stop after this epoch, and leave the adapter as it is then; 0: the best, or the last."
+    )
     learning_rate: float = Field(gt=0, description="AdamW's, at its highest.")
     schedule: Literal["cosine", "linear", "constant"] = Field(description="How the learning rate falls after the warmup.")
     warmup: float = Field(ge=0, lt=1, description="Share of the steps in which it rises from zero.")

@@ -17,6 +17,7 @@ from distill.settings import DistillSettings
 from store import audit, prompts
 from store.columns import now
 from store.session import Database
+from store.settings import StoreSettings
 from store.states import AdapterStatus, DatasetStatus, RunPurpose, RunStatus
 from store.tables import Adapter, Dataset, Run, RunStep
 
@@ -98,7 +99,7 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
     with db.begin() as session:
         run = session.get_one(Run, run_id)
         if run.status == RunStatus.SUCCEEDED and (
-            run.purpose == RunPurpose.CANDIDATE or (folder(run, settings) / "adapter").is_dir()
+            run.purpose == RunPurpose.CANDIDATE or (settings.run_folder(run.id) / "adapter").is_dir()
         ):
             return run
         if run.attempts >= MAX_ATTEMPTS:
@@ -110,7 +111,7 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
         datasets.check_whole(dataset, settings)
     except datasets.Damaged as damaged:
         raise RunFailed(str(damaged)) from damaged
-    out = folder(run, settings)
+    out = settings.run_folder(run.id)
     try:
         out.mkdir(parents=True, exist_ok=True)
         command = _command(run, dataset, base, out, settings)
@@ -144,12 +145,12 @@ def complete(db: Database, run_id: str, base: Path, settings: DistillSettings, c
     return run
 
 
-def register(session: Session, run: Run, settings: DistillSettings) -> Adapter:
+def register(session: Session, run: Run, settings: StoreSettings) -> Adapter:
     """The adapter's row of a run that is trained, made if there is none; the run is a candidate from now on. Raises RunFailed."""
     known = session.exec(select(Adapter).where(Adapter.run_id == run.id)).first()
     if known is not None:
         return known
-    made = folder(run, settings) / "adapter"
+    made = settings.run_folder(run.id) / "adapter"
     version = 1 + (session.exec(select(func.max(Adapter.version)).where(Adapter.task_id == run.task_id)).one() or 0)
     dataset = session.get_one(Dataset, run.dataset_id)
     if dataset.status == DatasetStatus.ERASED:
@@ -177,24 +178,55 @@ def register(session: Session, run: Run, settings: DistillSettings) -> Adapter:
     return adapter
 
 
+def kept_epochs(run_id: str, settings: StoreSettings) -> list[int]:
+    """The epochs of which the run has left an adapter (`keep_epochs` in its recipe)."""
+    return sorted(int(each.name.partition("-")[2]) for each in settings.run_folder(run_id).glob("epoch-*"))
+
+
+def take_epoch(session: Session, run: Run, epoch: int, settings: StoreSettings) -> Adapter:
+    """Make a candidate of the adapter that a trained run has left of one of its epochs; the known one if there is.
+
+    It is what a run of its own would leave, by a recipe that stops there. Raises RunFailed.
+    """
+    source = settings.run_folder(run.id) / f"epoch-{epoch}"
+    if run.status != RunStatus.SUCCEEDED or run.share != 1 or not source.is_dir():
+        raise RunFailed(f"{run.id} has left no adapter of epoch {epoch}; of these: {kept_epochs(run.id, settings) or 'none'}")
+    choices = Recipe.model_validate(run.recipe | {"take_epoch": epoch, "keep_epochs": False})
+    taken = open_run(session, session.get_one(Dataset, run.dataset_id), run.base_model, choices, again=True)
+    session.flush()
+    out = settings.run_folder(taken.id)
+    if taken.status != RunStatus.SUCCEEDED:
+        losses = (run.took or {}).get("validation_losses") or []
+        taken.status, taken.started_at, taken.finished_at = RunStatus.SUCCEEDED, run.started_at, now()
+        taken.step = taken.total_steps = round(run.total_steps / run.recipe["epochs"] * epoch)
+        taken.loss, taken.rows_per_second = run.loss, run.rows_per_second
+        taken.train_seconds, taken.peak_memory = (run.train_seconds or 0) * taken.step / max(1, run.step), run.peak_memory
+        taken.validation_loss = losses[epoch - 1] if epoch <= len(losses) else None
+        try:
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(source, out / "adapter")
+            if (transform := source.parent / prompts.TRANSFORM).is_file():
+                shutil.copy(transform, out)
+        except OSError as error:
+            raise RunFailed(f"the epoch's adapter cannot be copied: {error}") from error
+    return register(session, taken, settings)
+
+
 def fail(db: Database, run_id: str, error: str, settings: DistillSettings) -> None:
-    """End the run without an adapter, say why, and delete its checkpoints."""
+    """End the run, say why, and delete what it has left if nothing knows of it."""
     with db.begin() as session:
         run = session.get_one(Run, run_id)
         run.status, run.error, run.finished_at = RunStatus.FAILED, error, now()
         audit.record(session, "distill", "run failed", run.id, {"error": error})
-    _sweep(folder(run, settings))
+        adapter = session.exec(select(Adapter.id).where(Adapter.run_id == run_id)).first()
+    if adapter is None:
+        shutil.rmtree(settings.run_folder(run_id), ignore_errors=True)
 
 
 def discard(run: Run, settings: DistillSettings) -> None:
     """Delete what a run that is no candidate has left; its row stays."""
     if run.purpose != RunPurpose.CANDIDATE:
-        shutil.rmtree(folder(run, settings), ignore_errors=True)
-
-
-def folder(run: Run, settings: DistillSettings) -> Path:
-    """Where a run keeps its checkpoints and leaves its adapter, `adapter/`."""
-    return settings.artifacts / run.task_id / "runs" / run.id
+        shutil.rmtree(settings.run_folder(run.id), ignore_errors=True)
 
 
 def _command(run: Run, dataset: Dataset, base: Path, out: Path, settings: DistillSettings) -> list[str | Path]:
@@ -224,7 +256,7 @@ def transform_file(run: Run, dataset: Dataset, settings: DistillSettings) -> Pat
     """What the run's student is shown instead of the whole prompt, learned if need be; None: the whole. Raises RunFailed."""
     if not run.recipe.get("strip"):
         return None
-    file = folder(run, settings) / prompts.TRANSFORM
+    file = settings.run_folder(run.id) / prompts.TRANSFORM
     if not file.is_file():
         found = stripping.of_file(settings.home_path / dataset.path / "train.jsonl")
         if found is None:

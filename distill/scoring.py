@@ -35,7 +35,7 @@ def of(db: Database, run_id: str, base: Path, settings: DistillSettings, check: 
     if validation is None:
         raise RunFailed("there are no validation rows to judge by")
     command: list[str | Path] = [sys.executable, "-m", "distill.score", "--base", base, "--data", validation]
-    command += ["--adapter", runs.folder(run, settings) / "adapter"]
+    command += ["--adapter", settings.run_folder(run.id) / "adapter"]
     if transform := runs.transform_file(run, dataset, settings):
         command += ["--transform", transform]
     found = _measured(command, check)

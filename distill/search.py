@@ -100,16 +100,18 @@ def run(db: Database, search_id: str, base: Path, policy: Policy, settings: Dist
         datasets.check_whole(dataset, settings)
         return _Search(db, search, dataset, base, policy, settings, check).run()
     except (RunFailed, datasets.Damaged) as failed:
-        fail(db, search_id, str(failed))
+        fail(db, search_id, str(failed), settings)
         raise RunFailed(str(failed)) from failed
 
 
-def fail(db: Database, search_id: str, why: str) -> None:
-    """End a search without a choice."""
+def fail(db: Database, search_id: str, why: str, settings: DistillSettings) -> None:
+    """End a search without a choice; what its trials have left is deleted."""
     with db.begin() as session:
         search = session.get_one(Search, search_id)
         search.status, search.error, search.finished_at = SearchStatus.FAILED, why, now()
         audit.record(session, "distill", "search failed", search_id, {"error": why})
+        trials = _trials(session, search_id)
+    _sweep(db, trials, set(), settings)
 
 
 class _Search:
@@ -283,7 +285,7 @@ class _Search:
             for rung in chosen.rungs:  # they are its learning curve
                 scoring.of(self.db, rung["run_id"], self.bases[chosen.base_model], self.settings, self.check)
         on_front = {int(point.name) for point, on in zip(points, pareto.front(points), strict=True) if on}
-        plot = self.settings.artifacts / self.search.task_id / "searches" / self.search.id / "pareto.png"
+        plot = self.settings.artifacts / "searches" / self.search.id / "pareto.png"
         pareto.plot(points, place, f"search {self.search.id}", plot)
         with self.db.begin() as session:
             for trial in _trials(session, self.search.id):
@@ -295,15 +297,17 @@ class _Search:
             search.plot = str(plot.relative_to(self.settings.home_path))
             search.says = _says(chosen, points, place, trials)
             audit.record(session, "distill", "search done", search.id, {"run": run.id, "says": search.says})
-        self._sweep(trials, on_front | {chosen.number})
+        _sweep(self.db, trials, on_front | {chosen.number}, self.settings)
         return run
 
-    def _sweep(self, trials: Sequence[Trial], kept: set[int]) -> None:
-        for trial in trials:
-            for rung in trial.rungs[:-1] if trial.number in kept else trial.rungs:
-                with self.db.read() as session:
-                    run = session.get_one(Run, rung["run_id"])
-                runs.discard(run, self.settings)
+
+def _sweep(db: Database, trials: Sequence[Trial], kept: set[int], settings: DistillSettings) -> None:
+    """Delete what the trials' runs have left, but for the last of those that are kept."""
+    for trial in trials:
+        for rung in trial.rungs[:-1] if trial.number in kept else trial.rungs:
+            with db.read() as session:
+                run = session.get_one(Run, rung["run_id"])
+            runs.discard(run, settings)
 
 
 def _trials(session: Session, search_id: str) -> list[Trial]:

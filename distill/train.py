@@ -250,7 +250,9 @@ def train(
                 state.validation.append(validation_loss(model))
             if recipe.keep_epochs and world.first:
                 checkpoint.publish(out / f"epoch-{epoch + 1}", write_adapter, {"epoch": epoch + 1})
-            if held and recipe.patience:
+            if recipe.take_epoch:
+                state.ended = recipe.take_epoch == epoch + 1
+            elif held and recipe.patience:
                 best = state.validation.index(min(state.validation))
                 state.best = pupil.weights() if best == epoch else state.best
                 state.ended = epoch - best >= recipe.patience

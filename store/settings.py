@@ -35,8 +35,12 @@ class StoreSettings(BaseSettings):
 
     @property
     def artifacts(self) -> Path:
-        """Datasets, runs and adapters: `artifacts/{task_id}/...`."""
+        """Datasets, runs and adapters."""
         return self.home_path / "artifacts"
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a run keeps its checkpoints and leaves its adapter, `adapter/`: the same whatever its task is merged into."""
+        return self.artifacts / "runs" / run_id
 
     @property
     def logs(self) -> Path:

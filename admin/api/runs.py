@@ -6,7 +6,7 @@ from fastapi.responses import FileResponse
 from admin import adapters, runs, searches
 from admin.api.lineage import Settings
 from admin.api.needs import After, Caller, Limit, Reads, TaskFilter, Writes, task_id
-from admin.api.tasks import Promote
+from admin.api.tasks import Promote, Why
 from admin.pages import Page
 from store.states import AdapterStatus, RunPurpose, RunStatus
 
@@ -26,8 +26,15 @@ def list_runs(
 
 
 @router.get("/runs/{run_id}", tags=["runs"], summary="One training, with its loss curve")
-def get_run(session: Reads, run_id: str) -> runs.RunDetail:
-    return runs.one(session, run_id)
+def get_run(session: Reads, settings: Settings, run_id: str) -> runs.RunDetail:
+    return runs.one(session, run_id, settings)
+
+
+@router.post("/runs/{run_id}/epochs/{epoch}", tags=["decisions"], summary="Have the adapter of one of its epochs judged")
+def take_epoch(
+    session: Writes, settings: Settings, by: Caller, run_id: str, epoch: int, body: Why | None = None
+) -> adapters.AdapterLine:
+    return runs.take_epoch(session, run_id, epoch, settings, by=by, why=(body or Why()).why)
 
 
 @router.get("/tasks/{task}/pareto", tags=["runs"], summary="Its latest search: quality against cost and latency")

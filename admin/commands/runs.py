@@ -7,7 +7,7 @@ import typer
 
 from admin.commands import screen
 from admin.commands.groups import command_group
-from admin.commands.screen import AfterOption, AsJson, LimitOption, TaskOption
+from admin.commands.screen import AfterOption, AsJson, LimitOption, TaskOption, Why
 from store.states import AdapterStatus, RunPurpose, RunStatus
 
 app = command_group()
@@ -131,13 +131,27 @@ def curve(name: Name, as_json: AsJson = False) -> None:
     typer.echo(found.says or "It is being measured.")
 
 
+@many.command("judge-epoch")
+def judge_epoch(
+    run_id: Annotated[str, typer.Argument(help="A run's id.")],
+    epoch: Annotated[int, typer.Argument(help="Which epoch, counted from 1.")],
+    why: Why = "",
+) -> None:
+    """Have the adapter that a run left of one of its epochs (`keep_epochs` in the recipe) judged as a candidate."""
+    from admin import runs
+
+    with screen.writing() as session:
+        adapter = runs.take_epoch(session, run_id, epoch, screen.settings(), by=screen.person(), why=why)
+    typer.echo(f"{adapter.id} is a candidate: it is judged when vLLM has loaded it.")
+
+
 @app.command(rich_help_panel="Look")
 def run(run_id: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False) -> None:
     """One training, with its loss curve."""
     from admin import runs
 
     with screen.reading() as session:
-        found = runs.one(session, run_id)
+        found = runs.one(session, run_id, screen.settings())
     if as_json:
         screen.emit(found)
         return

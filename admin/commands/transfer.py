@@ -1,5 +1,6 @@
 """export, import: pairs out, recorded exchanges in."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -29,18 +30,11 @@ def export(
             task_id = tasks.find(session, task).id
             exporting.note(session, task_id, output, by=screen.person())
         count = 0
-        partial = output.with_name(f"{output.name}.partial") if output else None
-        file = partial.open("wb") if partial else sys.stdout.buffer
-        try:
+        with exporting.writing(output) if output else nullcontext(sys.stdout.buffer) as file:
             for line in exporting.lines(db, task_id, split):
                 file.write(line)
                 count += 1
             file.flush()
-        finally:
-            if partial is not None:
-                file.close()
-    if partial is not None and output is not None:
-        partial.replace(output)
     typer.echo(f"{count} pairs written.", err=True)
 
 

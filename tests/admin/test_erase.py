@@ -29,7 +29,7 @@ from store.capture import ROWS
 from store.packing import Packer
 from store.policy import Policy
 from store.session import Database
-from store.states import DatasetStatus, RunStatus
+from store.states import AdapterStatus, DatasetStatus, RunPurpose, RunStatus
 from store.tables import (
     Adapter,
     AuditEvent,
@@ -186,6 +186,53 @@ def test_killed_when_rows_are_gone_and_files_are_not_it_is_finished_by_doing_it_
     assert said_anywhere(sqlite, settings.home_path) == set()
 
 
+@pytest.mark.parametrize("at", ["remove", "repack", "_delete", "_take_stock"])
+def test_a_task_of_their_words_alone_is_forgotten_whole_by_the_second_of_two_of_which_the_first_was_killed(
+    sqlite: Database, settings: DistillSettings, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    own = f"You are the helper of {CANARY} and of nobody else at all. " * 9
+    chain.write(sqlite, [chain.exchange(n, own, USER) for n in range(60)])
+    (home,) = {erasing.traces, stored, erasing} & {each for each in (erasing.traces, stored, erasing) if hasattr(each, at)}
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(home, at, die)
+        with pytest.raises(KeyboardInterrupt):
+            forget(sqlite, settings)
+    assert said_anywhere(sqlite, settings.home_path)
+    forget(sqlite, settings)
+    assert said_anywhere(sqlite, settings.home_path) == set()
+
+
+def test_what_is_no_adapters_and_what_a_merged_task_had_go_too(sqlite: Database, settings: DistillSettings) -> None:
+    """A trial's folder; the folder of a task's only adapter after the task was merged into another; an export cut off."""
+    task_id, adapter, dataset = a_whole_wheel(sqlite, settings)
+    with sqlite.begin() as session:
+        session.add(trial := Run(
+            task_id=task_id, dataset_id=dataset.id, base_model="b", recipe={}, recipe_hash="t", status=RunStatus.SUCCEEDED,
+            purpose=RunPurpose.TRIAL,
+        ))  # fmt: skip
+    left = settings.run_folder(trial.id) / "transform.json"
+    left.parent.mkdir()
+    left.write_text(CANARY)
+    torn = settings.home_path / "mine.jsonl.partial"
+    torn.write_text(CANARY)
+    forget(sqlite, settings)
+    assert (left.exists(), torn.exists(), (settings.home_path / adapter.path).exists()) == (False, False, True)
+    for user in ("somebody", *(f"person {n}" for n in range(10))):
+        with sqlite.begin() as session:
+            if session.get(Task, "task_kept") is None:
+                session.add(kept := Task(id="task_kept", name="kept"))
+                session.get_one(Adapter, adapter.id).status = AdapterStatus.ACCEPTED
+                session.flush()
+                moves.merge(session, kept, [session.get_one(Task, task_id)], by="tests")
+        forget(sqlite, settings, user=user)
+    assert not (settings.home_path / adapter.path).exists()
+    assert list(settings.artifacts.rglob("*.*")) == []
+
+
 def test_words_in_a_dictionary_that_were_only_theirs_go(db: Database, settings: DistillSettings) -> None:
     """Where a task's requests name nobody, four conversations of one person look like four people's."""
     packer = Packer()
@@ -304,7 +351,7 @@ def test_a_task_of_which_nothing_else_is_known_loses_its_students(sqlite: Databa
     report = forget(sqlite, settings)
     with sqlite.read() as session:
         assert session.get_one(Route, task_id).adapter_id is None
-    assert not (settings.artifacts / task_id).exists()
+    assert list(settings.artifacts.rglob("*.*")) == []
     assert said_anywhere(sqlite, settings.home_path) == set()
     assert "its teacher answers" in report.notes[0]
 
@@ -417,7 +464,10 @@ def test_copies_of_rows_that_a_killed_process_left_are_deleted(sqlite: Database,
     chain.pair(sqlite, task_id)
     dataset = chain.freeze(sqlite, task_id, settings)
     lines = (settings.home_path / dataset.path / "train.jsonl").read_bytes()
-    left = [settings.artifacts / task_id / "datasets/.writing-x/train.jsonl", settings.artifacts / task_id / "runs/r/train.jsonl"]
+    left = [
+        settings.artifacts / task_id / "datasets/.writing-x/train.jsonl",
+        settings.artifacts / task_id / "datasets/x/train.jsonl",
+    ]
     for file in left:
         file.parent.mkdir(parents=True)
         file.write_bytes(lines)

@@ -8,9 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import Result
 
+from admin import reviews
 from distill.settings import DistillSettings
 from store.session import Database
-from store.tables import Adapter
+from store.tables import Adapter, Task
 from tests import chain
 
 RULES = "You sort letters into departments. Answer with one word, the department, in lower case. Never explain your answer."
@@ -57,3 +58,19 @@ def test_the_card_as_things_are_now(client: TestClient, stillroom: Callable[...,
     assert answer.text.startswith("---\n")
     assert stillroom("card", adapter.id).stdout == answer.text
     assert client.get("/api/adapters/x/card").status_code == 404
+
+
+def test_what_a_person_wrote_is_redacted_as_the_pair_is(stillroom: Callable[..., Result], sqlite: Database, tmp_path: Path) -> None:
+    settings = DistillSettings(home=tmp_path)
+    rows = [chain.exchange(n, RULES, question=f"{chain.said(n)} I am ada{n}@home.org") for n in range(60)]
+    task_id = chain.write(sqlite, rows)
+    with sqlite.begin() as session:
+        session.get_one(Task, task_id).policy = {"redact": ["email"]}
+    chain.pair(sqlite, task_id)
+    with sqlite.begin() as session:
+        reviews.correct(session, rows[0].id, "ask ada0@home.org or bob@home.org", by="tests")
+    adapter = chain.train(sqlite, chain.freeze(sqlite, task_id, settings), settings)
+    exported = stillroom("export", task_id).stdout
+    assert "ask person1@example.com or person2@example.com" in exported
+    assert "home.org" not in exported
+    assert stillroom("lineage", adapter.id).exit_code == 0

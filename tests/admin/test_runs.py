@@ -1,6 +1,7 @@
 """Runs with their progress and curve, evaluations with their items."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlmodel import select
@@ -9,9 +10,15 @@ from admin import runs
 from admin.problems import NotFound
 from store.columns import now
 from store.session import Database
+from store.settings import StoreSettings
 from store.states import Outcome, RunStatus
 from store.tables import Run, Task
 from tests.admin import rows
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> StoreSettings:
+    return StoreSettings(home=tmp_path)
 
 
 @pytest.fixture
@@ -41,11 +48,11 @@ def test_a_finished_run_is_all_done(db: Database, task: Task) -> None:
     assert (line.progress, line.seconds_left) == (1.0, None)
 
 
-def test_one_run_has_its_curve_recipe_and_adapter(db: Database, task: Task) -> None:
+def test_one_run_has_its_curve_recipe_and_adapter(db: Database, task: Task, settings: StoreSettings) -> None:
     with db.begin() as session:
         adapter = rows.trained(session, task)
     with db.read() as session:
-        one = runs.one(session, adapter.run_id)
+        one = runs.one(session, adapter.run_id, settings)
     assert [point.loss for point in one.curve] == [2.0, 1.0, pytest.approx(2 / 3)]
     assert (one.recipe, one.adapter_id) == ({"rank": 16}, adapter.id)
 
@@ -80,9 +87,9 @@ def test_disagreements_come_first_page_by_page(db: Database, task: Task) -> None
     assert all(item.prompt.endswith("?") for item in first.data)
 
 
-def test_unknown_ones_are_told(db: Database) -> None:
+def test_unknown_ones_are_told(db: Database, settings: StoreSettings) -> None:
     with db.read() as session:
         with pytest.raises(NotFound, match="stillroom runs"):
-            runs.one(session, "run_nothing")
+            runs.one(session, "run_nothing", settings)
         with pytest.raises(NotFound, match="stillroom evaluations"):
             runs.items(session, "eval_nothing")

@@ -89,11 +89,11 @@ def test_the_pareto_table_has_each_trial_with_its_quality_cost_and_latency(sqlit
     assert (stopped.status, stopped.share, stopped.exact, stopped.train_seconds) == (TrialStatus.STOPPED, 0.125, None, 100.0)
 
 
-def test_runs_say_what_they_are_for_and_what_was_expected_of_them(sqlite: Database, task: Task) -> None:
+def test_runs_say_what_they_are_for_and_what_was_expected_of_them(sqlite: Database, task: Task, tmp_path: Path) -> None:
     with sqlite.read() as session:
         [candidate] = runs.listing(session, purpose=RunPurpose.CANDIDATE).data
         trials = runs.listing(session, purpose=RunPurpose.TRIAL).data
-        detail = runs.one(session, candidate.id)
+        detail = runs.one(session, candidate.id, StoreSettings(home=tmp_path))
     assert (candidate.estimated_seconds, candidate.estimated_memory) == (50.0, 2_000_000_000)
     assert sorted(trial.share for trial in trials) == [0.125, 1.0]
     assert detail.score == score(exact=97)

@@ -76,7 +76,7 @@ def test_after_a_student_that_failed_the_curve_says_what_more_data_would_do(
     assert f"P(pass at +500 rows) = {curve.advice['more']['chance']:.0%}" in curve.says
     assert "20 requests a day at $0.002 each" in curve.says
     assert curve.advice["worth"]["worth_it"] is True  # the machine's price is nothing
-    assert not runs.folder(point, settings).exists()
+    assert not settings.run_folder(point.id).exists()
 
     # It was stopped before its end: the turn ends with it, and trains nothing anew.
     with db.begin() as session:

@@ -164,6 +164,51 @@ def test_pairs_of_before_there_were_clusters_get_one_and_the_later_of_two_that_s
         assert pairs.extract(session, task, POLICY) == 0
 
 
+def test_what_one_user_sends_again_and_again_is_no_template(db: Database) -> None:
+    """Else its near-duplicates would be told apart by what is left of them, and be on all sides of the split."""
+    rng = random.Random(9)
+    flood, fixed = prose(rng, 40), prose(rng, 60)
+    rows = []
+    for number in range(1200):
+        loud = number % 4 != 0
+        said = f"{flood} {number}" if loud else prose(rng, 40)
+        asked = {"messages": [{"role": "user", "content": f"{fixed}\n{said}"}], "user": "loud" if loud else f"user {number % 80}"}
+        rows.append(told("", f"answer {number}", number, request=asked))
+        rows[-1].task_id = rows[0].task_id
+    with db.begin() as session:
+        tasks.ensure(session, tasks.identify(orjson.loads(rows[0].request)))
+        session.add_all(rows)
+    ready = [pair for pair in made(db, rows[0].task_id) if pair.status == PairStatus.READY]
+    assert len({pair.split for pair in ready if flood in str(pair.messages)}) == 1
+    assert len({pair.cluster for pair in ready if flood not in str(pair.messages)}) > 250
+
+
+def test_clusters_that_are_kept_notice_what_others_changed(db: Database, put: Callable[..., str]) -> None:
+    rng = random.Random(10)
+    texts = [prose(rng, 30) for _ in range(60)]
+    one = put(*(told(text, "ok", n) for n, text in enumerate(texts[:40])))
+    held = Clusters(one)
+    with db.begin() as session:
+        assert pairs.extract(session, one, POLICY, clusters=held) == 40
+        assert len(held) == 40
+    other = put(*(told(text, "ok", 40 + n, request={"model": "other"}) for n, text in enumerate(texts[40:])))
+    assert other != one
+    made(db, other)
+    with db.begin() as session:
+        session.add(Dataset(id="ds", task_id=other, content_hash="x", path="x", train_rows=1, holdout_rows=1))
+        session.flush()
+        session.add_all(DatasetPair(dataset_id="ds", pair_id=each.id) for each in session.exec(select(Pair)))
+    with db.begin() as session:
+        moves.merge(session, session.get_one(Task, one), [session.get_one(Task, other)], by="tests")
+    put(*(told(f"{text}!", "ok!", 60 + n) for n, text in enumerate(texts)))
+    with db.begin() as session:
+        while pairs.extract(session, one, POLICY, clusters=held):
+            pass
+        assert len(held) == 120
+        assert session.get_one(Clustering, one).version != clusters.BEHIND
+        assert len({pair.cluster for pair in session.exec(select(Pair))}) == 60
+
+
 def test_sketches_of_another_version_are_made_anew(db: Database, put: Callable[..., str]) -> None:
     rng = random.Random(8)
     task = put(*(told(prose(rng, 30), "ok", n) for n in range(40)))

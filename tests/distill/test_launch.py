@@ -95,7 +95,7 @@ def test_a_run_on_a_cluster_reports_stops_and_goes_on_when_a_trainer_dies(
     dataset = datasets.freeze(db, task, Policy(), settings)
     with db.begin() as session:
         run = runs.open_run(session, dataset, "tiny", recipe(epochs=30, patience=0, checkpoint_seconds=0.1))
-    out = runs.folder(run, settings)
+    out = settings.run_folder(run.id)
 
     def row() -> Run:
         with db.read() as session:

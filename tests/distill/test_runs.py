@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distill import datasets, pairs, recipe, runs
+from distill import datasets, lineage, pairs, recipe, runs
+from distill.recipe import Recipe
 from distill.settings import DistillSettings
 from store.policy import Policy
 from store.session import Database
@@ -45,7 +46,7 @@ def row(db: Database, run_id: str) -> Run:
 
 
 def checkpoints(db: Database, run_id: str, settings: DistillSettings) -> list[Path]:
-    return list((settings.artifacts / row(db, run_id).task_id / "runs" / run_id).glob("checkpoint-*.pt"))
+    return list(settings.run_folder(run_id).glob("checkpoint-*.pt"))
 
 
 def killing(db: Database, run_id: str, more_than: int, kill: Callable[[psutil.Process], None]) -> Callable[[], None]:
@@ -104,3 +105,22 @@ def test_a_run_whose_dataset_is_damaged_says_so(db: Database, run_id: str, base:
     next(settings.artifacts.rglob("holdout.jsonl")).unlink()
     with pytest.raises(runs.RunFailed, match="missing or not what was frozen"):
         runs.train(db, run_id, base, settings, lambda: None)
+
+
+def test_an_epochs_adapter_becomes_a_candidate_of_its_own(db: Database, run_id: str, base: Path, settings: DistillSettings) -> None:
+    with db.begin() as session:
+        run = session.get_one(Run, run_id)
+        run.recipe |= {"epochs": 3, "keep_epochs": True, "patience": 0}
+        run.recipe_hash = Recipe.model_validate(run.recipe).hash()
+    last = runs.train(db, run_id, base, settings, lambda: None)
+    with db.begin() as session:
+        run = session.get_one(Run, run_id)
+        with pytest.raises(runs.RunFailed, match=r"no adapter of epoch 4; of these: \[1, 2, 3\]"):
+            runs.take_epoch(session, run, 4, settings)
+        first = runs.take_epoch(session, run, 1, settings)
+        assert runs.take_epoch(session, run, 1, settings).id == first.id
+        assert runs.unfinished(session, run.task_id).id == first.run_id  # so it is judged next
+        assert session.get_one(Run, first.run_id).step == run.total_steps / 3
+    assert (first.version, last.version) == (2, 1)
+    assert first.sha256 != last.sha256 == lineage.hashes(settings.run_folder(run_id) / "epoch-3")["adapter_model.safetensors"]
+    assert all(hop.failures == 0 for hop in lineage.verify(db, first.id, settings))

@@ -90,7 +90,7 @@ def test_a_search_that_is_stopped_goes_on_where_it_was_and_its_choice_is_a_candi
     assert run.score is not None
     assert run.score["judged"] == dataset.validation_rows
     assert (first.purpose, first.share) == (RunPurpose.TRIAL, 0.5)
-    assert not runs.folder(first, settings).exists()  # what is no student's any more is deleted
+    assert not settings.run_folder(first.id).exists()  # what is no student's any more is deleted
     assert any(trial.front for trial in after)
 
     # What was expected: counted and measured before the first, known from then on; and what it took.

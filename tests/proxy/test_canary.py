@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def rows(db: Any) -> bytes:
 
 def drained(home: Path) -> bool:
     """Whether nothing waits in the spool."""
-    return not [path for path in (home / "spool").glob("*-*/*.seg") if path.stat().st_size]
+    with suppress(FileNotFoundError):  # gone since it was listed: look again
+        return not [path for path in (home / "spool").glob("*-*/*.seg") if path.stat().st_size]
+    return False
 
 
 def reject_some(home: Path) -> None:
