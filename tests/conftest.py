@@ -20,9 +20,12 @@ LONGEST = ("durability", "sdk", "distill")  # files with tests of a minute: wher
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left alone with one of them."""
+    """The longest first, so that no process is left alone with one of them. Of the acceptance tests one process has the demo."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.parent.name, len(LONGEST)))
+    for item in items:
+        if item.path.parent.name == "acceptance":
+            item.add_marker(pytest.mark.xdist_group("demo" if item.path.stem == "test_demo" else "others"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,7 +27,7 @@ from tests import models
 
 TASK = "triage"
 RECIPE = """
-epochs = 60
+epochs = 24
 checkpoint_seconds = 1
 """
 

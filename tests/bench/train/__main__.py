@@ -50,15 +50,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stillroom-") as temporary:
         run = Path(temporary)
         best, tried = best_settings(folder, cases[0].rows(tokenizer, "train", 8), run, options.trl)
-        found = {case.name: measure(case, tokenizer, folder, run, options, best) for case in cases}
+        found: dict[str, dict[str, Any]] = {}
+        for case in cases:
+            found[case.name] = measure(case, tokenizer, folder, run, options, best)
+            if options.record:
+                record(found, {"best": best, "tried": tried})
     console.print(table(found))
-    result = {name: each["result"] for name, each in found.items()}
-    if options.record:
-        machine = {"cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        settings = {"model": "SmolLM2-135M-Instruct", "rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "steps": STEPS}
-        record = {"command": "make bench-train", "machine": machine, "settings": settings, "trl": {"best": best, "tried": tried}}
-        (RESULTS / "train.json").write_text(json.dumps({**record, "cases": found, "result": result}, indent=2) + "\n")
-    print(json.dumps(result))
+    print(json.dumps(result(found)))
+
+
+def record(found: dict[str, dict[str, Any]], trl: dict[str, Any]) -> None:
+    """Write what is known so far."""
+    machine = {"cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    settings = {"model": "SmolLM2-135M-Instruct", "rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "steps": STEPS}
+    told = {"command": "make bench-train", "machine": machine, "settings": settings, "trl": trl, "cases": found}
+    (RESULTS / "train.json").write_text(json.dumps({**told, "result": result(found)}, indent=2) + "\n")
+
+
+def result(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: each["result"] for name, each in found.items()}
 
 
 def best_settings(folder: Path, rows: list[render.Example], run: Path, trl: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

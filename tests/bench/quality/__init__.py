@@ -1,0 +1,1 @@
+"""How good a student becomes with more rows, beside TRL at the same compute and a classifier. `python -m tests.bench.quality`."""
