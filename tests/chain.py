@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from sqlmodel import select
 
 from distill import datasets, pairs, runs
 from distill.settings import DistillSettings
-from store import captures, policy, prompts, tasks
+from store import captures, ids, policy, prompts, tasks
 from store.columns import now
 from store.packing import Packer
 from store.prompts import Transform
@@ -24,7 +23,6 @@ from store.states import CaptureStatus, EvaluationStatus, RunStatus, Server
 from store.tables import Adapter, Capture, Dataset, Evaluation, EvaluationItem, Pair, Run, Task
 
 WORDS = ["alder", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel", "ivy", "juniper", "larch", "maple", "nutmeg", "oak"]
-_numbers = count()
 
 
 def said(number: int) -> str:
@@ -41,7 +39,7 @@ def exchange(number: int, system: str, user: str | None = None, **changes: Any) 
     answer = changes.pop("answer", f"answer {number % 5}")
     body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}]}
     columns = {
-        "id": f"cap_1{next(_numbers):025x}", "task_id": tasks.identify(request).id,
+        "id": ids.new("cap"), "task_id": tasks.identify(request).id,
         "endpoint": "/v1/chat/completions", "model": "big",
         "status": CaptureStatus.COMPLETE, "served_by": Server.TEACHER, "http_status": 200, "finish_reason": "stop",
         "request": orjson.dumps(request), "response": orjson.dumps(body), "prompt_text": question, "answer_text": answer,

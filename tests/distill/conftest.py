@@ -1,14 +1,13 @@
 """A database and a way to put traffic into it, for the tests of distill."""
 
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from store import migrate, tasks
+from store import ids, migrate, tasks
 from store.session import Database
 from store.states import CaptureStatus, Server
 from store.tables import Capture
@@ -31,16 +30,13 @@ def db(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-_numbers = count()
-
-
 def exchange(prompt: str, answer: str | None, **changes: Any) -> Capture:
     """A capture as the proxy stores it; `changes` replace its columns, `request` and `body` parts of its bodies."""
     request = {"model": "big", "messages": [SYSTEM, {"role": "user", "content": prompt}], **changes.pop("request", {})}
     message = {"role": "assistant", "content": answer, **changes.pop("message", {})}
     body = {"choices": [{"index": 0, "message": message, "finish_reason": changes.pop("finish_reason", "stop")}]}
     columns: dict[str, Any] = {
-        "id": f"cap_1{next(_numbers):025x}",  # in the order of their making, also within a millisecond
+        "id": ids.new("cap"),
         "task_id": tasks.identify(request).id,
         "endpoint": "/v1/chat/completions",
         "status": CaptureStatus.COMPLETE,
