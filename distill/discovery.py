@@ -238,10 +238,14 @@ def _write(session: Session, scope: str, task_id: str, segments: Sequence[str], 
 
 
 def _merge_alike(session: Session, shape: str) -> int:
-    """Merge away all new tasks that fit a template that is known by now: there may be many more than are compared."""
+    """Merge away all new tasks that fit a template that is known by now: there may be many more than are compared.
+
+    Not one that has students: it may have been known before its template was erased.
+    """
     shelf = _shelf(session, shape)
     fitting: dict[str, list[Task]] = {}
-    for task in session.exec(select(Task).where(col(Task.shape) == shape, _is_fresh(), col(Task.steered_at).is_(None))):
+    taught = sa.exists().where(col(Adapter.task_id) == col(Task.id))
+    for task in session.exec(select(Task).where(col(Task.shape) == shape, _is_fresh(), col(Task.steered_at).is_(None), ~taught)):
         if not tasks.says_nothing(task.system) and (template := shelf.find(task.system)) and template.task_id != task.id:
             fitting.setdefault(template.task_id, []).append(task)
     merged = 0

@@ -17,17 +17,19 @@ from store.blobs import BadFrame
 from store.capture import KINDS, ROWS
 from store.chat import as_chat
 from store.columns import now
-from store.states import AdapterStatus, PairStatus, RolloutStage, RunStatus
+from store.states import AdapterStatus, PairStatus, RolloutStage, RunStatus, SearchStatus
 from store.tables import (
     Adapter,
     Capture,
     Clustering,
     DatasetPair,
     EvaluationItem,
+    LearningCurve,
     Pair,
     Rollout,
     Route,
     Run,
+    Search,
     Task,
     TaskAlias,
     TaskTemplate,
@@ -153,7 +155,9 @@ def _given(task: Task) -> str:
 def _busy(session: Session, ids: Collection[str]) -> list[str]:
     open_runs = _of(Run.task_id, ids).where(col(Run.status).in_([RunStatus.QUEUED, RunStatus.RUNNING]))
     candidates = _of(Adapter.task_id, ids).where(Adapter.status == AdapterStatus.CANDIDATE)
-    return [*session.exec(open_runs), *session.exec(candidates)]
+    searches = _of(Search.task_id, ids).where(Search.status == SearchStatus.RUNNING)
+    curves = _of(LearningCurve.task_id, ids).where(col(LearningCurve.finished_at).is_(None))
+    return [task_id for query in (open_runs, candidates, searches, curves) for task_id in session.exec(query)]
 
 
 def _move_adapters(session: Session, kept: str, other: str, by: str) -> str | None:

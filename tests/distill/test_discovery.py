@@ -199,6 +199,24 @@ def test_a_task_that_is_being_trained_is_merged_when_that_is_over(db: Database) 
     assert set(busy) == {task.id for task in tasks_of(db)}
 
 
+def test_a_task_with_a_student_whose_template_was_erased_is_not_merged_away(db: Database) -> None:
+    send(db, [support(name) for name in NAMES])
+    discovery.turn(db)
+    [task] = tasks_of(db)
+    trained(db, task.id, live=True)
+    with db.begin() as session:
+        for row in [*session.exec(select(TaskTemplate)), *session.exec(select(TaskAlias))]:
+            session.delete(row)
+    others = [f"Dr. {name}" for name in NAMES]
+    send(db, [support(name, day=9) for name in others], first=100)
+    fresh = tasks.identify(support(others[0], day=9)).id
+    trained(db, fresh, live=True)
+    discovery.turn(db)
+    assert {task.id, fresh} <= {each.id for each in tasks_of(db)}
+    with db.read() as session:
+        assert {route.adapter_id for route in session.exec(select(Route))} == {f"{task.id}@v1", f"{fresh}@v1"}
+
+
 def test_what_was_written_while_a_task_was_merged_away_follows(db: Database) -> None:
     send(db, [support(name) for name in NAMES])
     discovery.turn(db)

@@ -17,10 +17,12 @@ from store.tables import (
     CaptureKind,
     Dataset,
     DatasetPair,
+    LearningCurve,
     Pair,
     Rollout,
     Route,
     Run,
+    Search,
     Task,
     TaskAlias,
     TaskTemplate,
@@ -144,14 +146,19 @@ def test_where_both_have_an_adapter_that_answers_the_merged_ones_is_retired_and_
     assert event.detail["retired"] == ["task_other@v1"]
 
 
-@pytest.mark.parametrize("what", ["run", "candidate"])
+@pytest.mark.parametrize("what", ["run", "candidate", "search", "curve"])
 def test_a_task_that_is_being_trained_or_judged_is_not_merged_away(two: Database, what: str) -> None:
     with two.begin() as session:
         row = adapter(session, "task_other", 1)
         if what == "run":
             session.get_one(Run, row.run_id).status = RunStatus.RUNNING
-        else:
+        elif what == "candidate":
             row.status = AdapterStatus.CANDIDATE
+        elif what == "search":
+            of = session.get_one(Run, row.run_id).dataset_id
+            session.add(Search(task_id="task_other", dataset_id=of, base_model="b", recipe={}, recipe_hash="h", space={}))
+        else:
+            session.add(LearningCurve(run_id=row.run_id, task_id="task_other"))
     with pytest.raises(Busy):
         merge(two)
     with two.read() as session:
