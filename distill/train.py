@@ -462,4 +462,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # threads that torch has left from several processes' work may abort an interpreter that is shut down

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def test_trainers_that_cannot_train_say_why(base: Path, tmp_path: Path) -> None:
         launch.run(launch.Here(), 2, arguments, tmp_path / "run", lambda _: None, lambda: False)
 
 
+def gone(out: Path) -> None:
+    """Wait until no process trains into that folder."""
+    until = time.monotonic() + 30
+    while trainers(out):
+        assert time.monotonic() < until, trainers(out)
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def cluster() -> Iterator[str]:
     with ray_cluster() as address:
@@ -102,7 +111,7 @@ def test_a_run_on_a_cluster_reports_stops_and_goes_on_when_a_trainer_dies(
             return session.get_one(Run, run.id)
 
     def stop() -> None:
-        if row().step > 0:
+        if row().step > 0 and list(out.glob("checkpoint-*.pt")):  # on a busy machine there may be no time for one afterwards
             raise Stop
 
     with pytest.raises(Stop):
@@ -110,7 +119,7 @@ def test_a_run_on_a_cluster_reports_stops_and_goes_on_when_a_trainer_dies(
     reached = row().step
     assert reached > 0
     assert list(out.glob("checkpoint-*.pt"))
-    assert trainers(out) == []
+    gone(out)
     killed: list[int] = []
 
     def kill() -> None:
@@ -131,7 +140,7 @@ def test_a_run_on_a_cluster_reports_stops_and_goes_on_when_a_trainer_dies(
         first = session.exec(select(RunStep).where(RunStep.run_id == run.id)).first()
     assert first is not None
     assert done.loss < first.loss / 2
-    assert trainers(out) == []
+    gone(out)
 
 
 def test_a_cluster_that_is_not_there_is_named(base: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_run_whose_dataset_is_damaged_says_so(db: Database, run_id: str, base:
 def test_an_epochs_adapter_becomes_a_candidate_of_its_own(db: Database, run_id: str, base: Path, settings: DistillSettings) -> None:
     with db.begin() as session:
         run = session.get_one(Run, run_id)
-        run.recipe |= {"epochs": 3, "keep_epochs": True, "patience": 0}
+        run.recipe = {**run.recipe, "epochs": 3, "keep_epochs": True, "patience": 0}
         run.recipe_hash = Recipe.model_validate(run.recipe).hash()
     last = runs.train(db, run_id, base, settings, lambda: None)
     with db.begin() as session:
