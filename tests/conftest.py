@@ -16,16 +16,20 @@ from store.settings import StoreSettings
 from tests.postgres import server
 
 NAMES = count()
-LONGEST = ("durability", "sdk", "distill")  # files with tests of a minute: where two processes share the work, these come first
+LONGEST = ("test_demo.py", "acceptance", "durability", "sdk", "distill")  #: files and folders, those with the longest tests first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left alone with one of them. Of the acceptance tests one process has the demo."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.parent.name, len(LONGEST)))
+    """Where several processes share the work, each file is one's, and the longest come first. The acceptance tests that start a vLLM
+    are one's but for the demo, so that there are never more than two.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
+
+    items.sort(key=rank)
     for item in items:
-        if item.path.parent.name == "acceptance":
-            item.add_marker(pytest.mark.xdist_group("demo" if item.path.stem == "test_demo" else "others"))
+        item.add_marker(pytest.mark.xdist_group("acceptance" if rank(item) == 1 else str(item.path)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from store.states import AdapterStatus, CaptureStatus, Outcome, RunStatus, Serve
 from store.tables import Adapter, Capture, Dataset, DatasetPair, Evaluation, Pair, Route, Run, Task, Verdict
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_the_demo_turns_the_wheel_and_every_decision_can_be_recomputed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     summary_path = tmp_path / "demo-summary.json"

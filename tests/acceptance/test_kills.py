@@ -96,7 +96,7 @@ def steps(running: rig.Rig, more_than: int) -> int:
     return running.until(look, 300, f"more than {more_than} steps")
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_checkpoint(running: rig.Rig) -> None:
     acknowledged = [ask(running, ticket) for ticket in tickets.draw(1, 80)]
     with running.db.begin() as session:
@@ -128,14 +128,14 @@ def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_check
     assert 0 < json.loads(summary)["result"]["resumed_from"] < done.total_steps
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_the_wheel_came_to_a_verdict_and_the_teacher_keeps_answering(running: rig.Rig) -> None:
     verdict = running.until(lambda s: s.exec(select(Verdict)).first(), 400, "a verdict on the random student")
     assert verdict.outcome != "passed"
     assert ask(running, tickets.draw(2, 1)[0])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", ["proxy.worker", "proxy"])
 def test_a_proxy_killed_in_mid_stream_leaves_an_incomplete_capture_and_is_restarted(running: rig.Rig, module: str) -> None:
     body = tickets.request(tickets.draw(3, 1)[0], stream=True)
@@ -150,7 +150,7 @@ def test_a_proxy_killed_in_mid_stream_leaves_an_incomplete_capture_and_is_restar
     assert ask(running, tickets.draw(4, 1)[0])
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 def test_vllm_killed_in_mid_answer_is_restarted_with_the_adapter_and_nobody_gets_a_spliced_answer(running: rig.Rig) -> None:
     with running.db.read() as session:
         adapter = session.exec(select(Adapter.id)).one()
@@ -184,7 +184,7 @@ def test_vllm_killed_in_mid_answer_is_restarted_with_the_adapter_and_nobody_gets
     assert running.until(back, 240, "vLLM back with the adapter")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_up_stops_cleanly_and_leaves_no_process(running: rig.Rig) -> None:
     below = [p.pid for p in psutil.Process(running.up.pid).children(recursive=True)]
     assert children.stop(running.up, grace=60) == 0

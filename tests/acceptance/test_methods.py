@@ -27,7 +27,7 @@ from tests.acceptance.test_real_vllm import MODELS, Serving, register
 from tests.cluster import ray_cluster
 from tests.distill.test_train import rows
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 COMMON = 'epochs = 2\nbatch_rows = 4\npatience = 0\nwarmup = 0.0\nschedule = "constant"\nlearning_rate = {rate}\n'
 METHODS = {
@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             settings = DistillSettings(home=folder)
             if method == "ray":
                 settings = DistillSettings(home=folder, ray_address=address, trainers=2)
-            done = subprocess.run(launch.command(settings, arguments), capture_output=True, text=True, timeout=400, check=False)
+            done = subprocess.run(launch.command(settings, arguments), capture_output=True, text=True, timeout=900, check=False)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
             (folder / f"{method}.json").write_text(done.stdout.splitlines()[-1])
             (out / "adapter").rename(folder / "artifacts" / f"{method}@v1")

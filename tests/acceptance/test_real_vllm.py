@@ -30,7 +30,7 @@ from store.session import Database
 from store.states import EngineStatus, RolloutStage
 from store.tables import Adapter, Dataset, Engine, Rollout, Run, Task
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 MODELS = Path(os.environ.get("STILLROOM_MODELS_DIR", Path(__file__).parents[2] / ".cache" / "models"))
 ADAPTERS = ("task_1@v1", "task_2@v1")
