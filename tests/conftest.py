@@ -20,8 +20,8 @@ LONGEST = ("test_demo.py", "acceptance", "durability", "sdk", "distill")  #: fil
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the work, each file is one's, and the longest come first. The acceptance tests that start a vLLM
-    are one's but for the demo, so that there are never more than two.
+    """Where processes share the work, each file is one's, and the longest come first. But for the demo, the acceptance tests
+    are all one's, so that there are never more than two vLLMs.
     """
 
     def rank(item: pytest.Item) -> int:
