@@ -19,6 +19,7 @@ NAMES = count()
 LONGEST = ("test_demo.py", "acceptance", "durability", "sdk", "distill")  #: files and folders, those with the longest tests first
 
 
+@pytest.hookimpl(tryfirst=True)  # before the group is read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where processes share the work, each file is one's, and the longest come first. But for the demo, the acceptance tests
     are all one's, so that there are never more than two vLLMs.
