@@ -53,7 +53,7 @@ _UNPARSED = object()
 
 def _agree(kind: Kind, x: Message, t: Message) -> bool:
     if kind is Kind.TOOLS:
-        return _calls(x) == _calls(t) if t.get("tool_calls") else not x.get("tool_calls") and _same_text(x, t)
+        return _same_calls(_calls(x), _calls(t)) if t.get("tool_calls") else not x.get("tool_calls") and _same_text(x, t)
     if kind is Kind.JSON:
         left, right = _parse(text_of(x)), _parse(text_of(t))
         return left is not _UNPARSED and _same(left, right) if right is not _UNPARSED else _same_text(x, t)
@@ -89,21 +89,30 @@ def _close(x: float, t: float) -> bool:
         return False
 
 
-def _calls(message: Message) -> list[str]:
-    """Tool calls as comparable text, in no order: parallel calls may come in any."""
+def _same_calls(x: list[Any], t: list[Any]) -> bool:
+    """Each call of one has its like in the other, in whatever order: parallel calls may come in any."""
+    left = [*x]
+    for call in t:
+        like = next((at for at, other in enumerate(left) if _same(other, call)), None)
+        if like is None:
+            return False
+        left.pop(like)
+    return not left
+
+
+def _calls(message: Message) -> list[Any]:
+    """Tool calls as JSON values: [name, arguments], the arguments parsed where they can be; what is of another shape as it is."""
     calls = message.get("tool_calls") or []
-    if not isinstance(calls, list):
-        return [repr(calls)]
     found = []
-    for call in calls:
+    for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            found.append(repr(call))
+            found.append(call)
             continue
         arguments = function.get("arguments") or "{}"
         parsed = _parse(arguments) if isinstance(arguments, str) else arguments
-        found.append(json.dumps([function.get("name"), arguments if parsed is _UNPARSED else parsed], sort_keys=True))
-    return sorted(found)
+        found.append([function.get("name"), arguments if parsed is _UNPARSED else parsed])
+    return found
 
 
 def _same_text(x: Message, t: Message) -> bool:

@@ -96,6 +96,8 @@ def test_what_is_no_json_agrees_with_no_json() -> None:
         (called(("f", {}), ("g", {})), called(("g", {}), ("f", {})), True),
         (called(("f", {"a": 1, "extra": 1})), called(("f", {"a": 1})), False),
         (called(("f", {"a": "1"})), called(("f", {"a": 1})), False),
+        (called(("f", {"a": 1.0})), called(("f", {"a": 1})), True),
+        (called(("f", {"a": 1}), ("f", {"a": 1})), called(("f", {"a": 1})), False),
         (called(("f", "{broken")), called(("f", {})), False),
         (said("Done."), called(("f", {})), False),
         (called(("f", {})), said("Done."), False),
