@@ -27,7 +27,7 @@ demo: setup        ## the whole wheel, with a simulated teacher; exits 0 only if
 	$(BIN)/stillroom demo
 
 test: setup $(CLIENTS)/.ok   ## all tests, the acceptance tests with the real model and the real vLLM among them
-	$(BIN)/python -m pytest -q -n 3 --dist loadgroup --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: setup       ## style, types, import rules
 	$(BIN)/ruff check .

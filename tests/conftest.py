@@ -16,21 +16,17 @@ from store.settings import StoreSettings
 from tests.postgres import server
 
 NAMES = count()
-LONGEST = ("test_demo.py", "acceptance", "durability", "sdk", "distill")  #: files and folders, those with the longest tests first
+#: Where several processes share the work, a file each, those that take minutes come first, and not all at once those with a vLLM.
+FIRST = ("acceptance/test_demo", "acceptance/test_kills", "durability", "acceptance/test_methods", "sdk", "acceptance", "distill")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the group is read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the work, each file is one's, and the longest come first. But for the demo, the acceptance tests
-    are all one's, so that there are never more than two vLLMs.
-    """
+    """In the order of FIRST, all others behind them."""
 
     def rank(item: pytest.Item) -> int:
-        return next((number for number, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
+        return next((number for number, name in enumerate(FIRST) if f"tests/{name}" in item.nodeid), len(FIRST))
 
     items.sort(key=rank)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("acceptance" if rank(item) == 1 else str(item.path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
