@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -34,12 +35,12 @@ checkpoint_seconds = 1
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.Rig]:
-    """A stillroom whose student is a tiny random model, with 80 pairs of a slow simulated teacher."""
+    """A stillroom whose student is a tiny random model, and whose simulated teacher is so slow that its answers can be cut."""
     folder = tmp_path_factory.mktemp("kills")
     base = models.tiny_llama(folder / "base", hidden=256, positions=4096)
     (folder / "recipe.toml").write_text(RECIPE)
     settings = {"BASE_MODEL": str(base), "RECIPE": str(folder / "recipe.toml"), "TICK_SECONDS": "1", "LEASE_SECONDS": "4"}
-    with rig.start(folder / "home", ["simulate", "--latency-ms", "20"], settings) as started:
+    with rig.start(folder / "home", ["simulate", "--latency-ms", "1000"], settings) as started:
         yield started
 
 
@@ -98,7 +99,8 @@ def steps(running: rig.Rig, more_than: int) -> int:
 
 @pytest.mark.timeout(2400)
 def test_a_killed_trainer_and_then_everything_killed_resume_the_run_at_its_checkpoint(running: rig.Rig) -> None:
-    acknowledged = [ask(running, ticket) for ticket in tickets.draw(1, 80)]
+    with ThreadPoolExecutor(10) as pool:
+        acknowledged = list(pool.map(lambda ticket: ask(running, ticket), tickets.draw(1, 80)))
     with running.db.begin() as session:
         task = session.get_one(Task, task_id(running))
         task.policy = policy.Policy(first_pairs=60).model_dump(exclude_defaults=True)
