@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=ROOT / ".cache/models")
     parser.add_argument("--trl", type=Path, default=ROOT / ".cache/bench/trl", help="where TRL is installed")
     parser.add_argument("--held", type=int, default=64, help="rows by which the outcomes are compared")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each side, the first of which is not counted")
     parser.add_argument("--record", action="store_true", help="write tests/bench/results/train.json")
     options = parser.parse_args()
     if not DATA.is_dir():
@@ -54,16 +55,22 @@ def main() -> None:
         for case in cases:
             found[case.name] = measure(case, tokenizer, folder, run, options, best)
             if options.record:
-                record(found, {"best": best, "tried": tried})
+                record(found, {"best": best, "tried": tried}, options.steps)
     console.print(table(found))
     print(json.dumps(result(found)))
 
 
-def record(found: dict[str, dict[str, Any]], trl: dict[str, Any]) -> None:
+def record(found: dict[str, dict[str, Any]], trl: dict[str, Any], steps: int) -> None:
     """Write what is known so far."""
     machine = {"cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    settings = {"model": "SmolLM2-135M-Instruct", "rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "steps": STEPS}
-    told = {"command": "make bench-train", "machine": machine, "settings": settings, "trl": trl, "cases": found}
+    settings = {"model": "SmolLM2-135M-Instruct", "rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "steps": steps}
+    told = {
+        "command": f"python -m tests.bench.train {chr(32).join(sys.argv[1:])}".strip(),
+        "machine": machine,
+        "settings": settings,
+        "trl": trl,
+        "cases": found,
+    }
     (RESULTS / "train.json").write_text(json.dumps({**told, "result": result(found)}, indent=2) + "\n")
 
 
@@ -87,9 +94,9 @@ def measure(
     case: Case, tokenizer: Any, folder: Path, run: Path, options: argparse.Namespace, best: dict[str, Any]
 ) -> dict[str, Any]:
     """Both sides' figures for a case, and how they compare."""
-    rows = case.rows(tokenizer, "train", STEPS * case.batch + (options.held if case.name == "tau" else 0))
-    held = rows[STEPS * case.batch :] or case.rows(tokenizer, "test", options.held)
-    rows = rows[: STEPS * case.batch]
+    rows = case.rows(tokenizer, "train", options.steps * case.batch + (options.held if case.name == "tau" else 0))
+    held = rows[options.steps * case.batch :] or case.rows(tokenizer, "test", options.held)
+    rows = rows[: options.steps * case.batch]
     found: dict[str, Any] = {}
     for name in ("ours", "theirs"):
         found[name] = side(name, write_job(run, f"{case.name}-{name}", folder, rows, case.batch, best), options.trl)
