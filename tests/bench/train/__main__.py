@@ -65,7 +65,7 @@ def record(found: dict[str, dict[str, Any]], trl: dict[str, Any], steps: int) ->
     machine = {"cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     settings = {"model": "SmolLM2-135M-Instruct", "rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "steps": steps}
     told = {
-        "command": f"python -m tests.bench.train {chr(32).join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python -m tests.bench.train", *sys.argv[1:]]),
         "machine": machine,
         "settings": settings,
         "trl": trl,
