@@ -1,4 +1,4 @@
-"""A database that is away at the start, for twelve seconds under load, and while the proxy is stopped."""
+"""A database that is away at the start, for twenty seconds under load, and while the proxy is stopped."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from tests.durability import away, checks
 from tests.durability.outage import Hung, Locked, Stopped, Unreachable
 from tests.postgres import server
 
-SECONDS = 12.0
+SECONDS = 20.0
 KINDS = ("sqlite", "stopped", "hung")
 
 
