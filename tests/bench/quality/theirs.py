@@ -12,14 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import torch
-from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from distill import rows as data
+from tests.bench import sft
 from tests.bench.quality.sets import SETS
 
 MICRO_BATCH = {"banking77": 2, "exposure": 1}  #: more takes more than 6 GB, and no less time
@@ -68,37 +66,22 @@ def main() -> None:
     items = data.tokenize(base, SETS[job["set"]].train(job["rows"]), None)
     examples = [item.chosen for item in items]
     rows = [{"input_ids": e.prompt + e.completion, "labels": [-100] * len(e.prompt) + e.completion} for e in examples]
-    config = SFTConfig(
-        output_dir=job["out"] + ".trl",
-        per_device_train_batch_size=MICRO_BATCH[job["set"]],
-        gradient_accumulation_steps=recipe["batch_rows"] // MICRO_BATCH[job["set"]],
-        num_train_epochs=FOREVER,
+    config = sft.settings(
+        job["out"],
+        batch=recipe["batch_rows"],
+        micro_batch=MICRO_BATCH[job["set"]],
         learning_rate=recipe["learning_rate"],
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        bf16=False,
-        fp16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},  # they are tokens already
-        completion_only_loss=True,
+        autocast=True,  # the fastest of those that the training benchmark tries
+        num_train_epochs=FOREVER,
         logging_steps=10,
-        report_to="none",
-        save_strategy="no",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        seed=0,
     )
-    lora = LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
     Timed.budget = Budget(job["cpu_seconds"])
     trainer = Timed(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16),
         args=config,
-        train_dataset=Dataset(pyarrow.Table.from_pylist(rows), fingerprint="rows"),  # made by itself it needs an older pyarrow
+        train_dataset=sft.dataset(rows),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=lora,
+        peft_config=sft.lora(recipe["rank"], recipe["alpha"]),
         callbacks=[Timed.budget],
     )
     began = time.perf_counter()

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import torch
-from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
+
+from tests.bench import sft
 
 
 class Clock(TrainerCallback):
@@ -47,38 +46,23 @@ def main() -> None:
     dtype = getattr(torch, job["dtype"])
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype)
     rows = [{"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion} for prompt, completion in job["rows"]]
-    config = SFTConfig(
-        output_dir=job["out"] + ".trl",
-        per_device_train_batch_size=job["micro_batch"],
-        gradient_accumulation_steps=job["batch"] // job["micro_batch"],
-        num_train_epochs=1,
+    config = sft.settings(
+        job["out"],
+        batch=job["batch"],
+        micro_batch=job["micro_batch"],
         learning_rate=job["learning_rate"],
+        autocast=job["autocast"],
+        num_train_epochs=1,
         lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        bf16=job["autocast"],
-        fp16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},  # they are tokens already
-        completion_only_loss=True,
         logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        seed=0,
     )
-    lora = LoraConfig(r=job["rank"], lora_alpha=job["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
     clock = Clock()
     trainer = InOrder(
         model=model,
         args=config,
-        train_dataset=Dataset(pyarrow.Table.from_pylist(rows), fingerprint="rows"),  # made by itself it needs an older pyarrow
+        train_dataset=sft.dataset(rows),
         processing_class=AutoTokenizer.from_pretrained(job["base"]),
-        peft_config=lora,
+        peft_config=sft.lora(job["rank"], job["alpha"]),
         callbacks=[clock],
     )
     trainer.train()
