@@ -1,8 +1,8 @@
 """What is made of many captures and may still have words that only one person said: dictionaries, templates, invented names.
 
 A trace is looked for in the captures that are to go, and dropped again as soon as one that stays has it too: it is then not theirs
-alone. What is left is removed after they are gone. Of templates, system texts and names that distill or the proxy made, whatever no
-capture has that stays is removed, so that an erasure that was broken off leaves nothing to the next one.
+alone. What is left is removed before they are: as long as they are there, an erasure that was broken off can be done again. Of
+templates, system texts and names that distill or the proxy made, whatever no capture has that stays is removed.
 """
 
 from collections.abc import Iterable, Iterator

@@ -100,11 +100,11 @@ def gather(db: Database, task_id: str, check: Callable[[], None] = lambda: None)
     `check` is called before each transaction and raises if this process must stop.
     """
     looked_at, known = 0, _clusters(db, task_id)
+    with db.read() as session:
+        if pairs.are_missing(session, task_id) or known.behind(session):
+            known.open(session)  # here, where it keeps nobody waiting
     while True:
         check()
-        with db.read() as session:
-            if pairs.are_missing(session, task_id) or known.behind(session):
-                known.open(session)  # here, where it keeps nobody waiting
         with db.begin() as session:
             task = session.get(Task, task_id)
             if task is None or task.status == TaskStatus.IGNORED:

@@ -39,8 +39,7 @@ def exchange(number: int, system: str, user: str | None = None, **changes: Any) 
     answer = changes.pop("answer", f"answer {number % 5}")
     body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}]}
     columns = {
-        "id": ids.new("cap"), "task_id": tasks.identify(request).id,
-        "endpoint": "/v1/chat/completions", "model": "big",
+        "id": ids.new("cap"), "task_id": tasks.identify(request).id, "endpoint": "/v1/chat/completions", "model": "big",
         "status": CaptureStatus.COMPLETE, "served_by": Server.TEACHER, "http_status": 200, "finish_reason": "stop",
         "request": orjson.dumps(request), "response": orjson.dumps(body), "prompt_text": question, "answer_text": answer,
         "meta": {"user": user} if user else {},

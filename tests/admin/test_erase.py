@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -186,19 +187,20 @@ def test_killed_when_rows_are_gone_and_files_are_not_it_is_finished_by_doing_it_
     assert said_anywhere(sqlite, settings.home_path) == set()
 
 
-@pytest.mark.parametrize("at", ["remove", "repack", "_delete", "_take_stock"])
+@pytest.mark.parametrize(
+    ("where", "at"), [(erasing.traces, "remove"), (stored, "repack"), (erasing, "_delete"), (erasing, "_take_stock")]
+)
 def test_a_task_of_their_words_alone_is_forgotten_whole_by_the_second_of_two_of_which_the_first_was_killed(
-    sqlite: Database, settings: DistillSettings, monkeypatch: pytest.MonkeyPatch, at: str
+    sqlite: Database, settings: DistillSettings, monkeypatch: pytest.MonkeyPatch, where: ModuleType, at: str
 ) -> None:
     own = f"You are the helper of {CANARY} and of nobody else at all. " * 9
     chain.write(sqlite, [chain.exchange(n, own, USER) for n in range(60)])
-    (home,) = {erasing.traces, stored, erasing} & {each for each in (erasing.traces, stored, erasing) if hasattr(each, at)}
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(home, at, die)
+        context.setattr(where, at, die)
         with pytest.raises(KeyboardInterrupt):
             forget(sqlite, settings)
     assert said_anywhere(sqlite, settings.home_path)
@@ -464,10 +466,7 @@ def test_copies_of_rows_that_a_killed_process_left_are_deleted(sqlite: Database,
     chain.pair(sqlite, task_id)
     dataset = chain.freeze(sqlite, task_id, settings)
     lines = (settings.home_path / dataset.path / "train.jsonl").read_bytes()
-    left = [
-        settings.artifacts / task_id / "datasets/.writing-x/train.jsonl",
-        settings.artifacts / task_id / "datasets/x/train.jsonl",
-    ]
+    left = [settings.artifacts / task_id / "datasets" / name / "train.jsonl" for name in (".writing-x", "x")]
     for file in left:
         file.parent.mkdir(parents=True)
         file.write_bytes(lines)
